@@ -1,0 +1,42 @@
+"""Batches of token sequences: by length, within a budget of tokens, padded on the right or on the left."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices grouped by similar length so that rows × longest row stays within `batch_tokens`.
+
+    A sequence longer than the budget makes a batch of its own.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if not batches or (len(batches[-1]) + 1) * longest > batch_tokens:
+            batches.append([])
+            longest = lengths[index]
+        batches[-1].append(index)
+    return batches
+
+
+def pad_right(
+    sequences: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int64[Tensor, "B T"], Int64[Tensor, " B"]]:
+    """(ids, lengths); padded with a row's own first token, which no causal state before it can see."""
+    longest = max(len(sequence) for sequence in sequences)
+    rows = [[*sequence, *[sequence[0]] * (longest - len(sequence))] for sequence in sequences]
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    return torch.tensor(rows, device=device), lengths
+
+
+def pad_left(
+    sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]:
+    """(ids, attention_mask) for generation."""
+    longest = max(len(sequence) for sequence in sequences)
+    rows = [[*[pad_id] * (longest - len(sequence)), *sequence] for sequence in sequences]
+    mask = [[*[0] * (longest - len(sequence)), *[1] * len(sequence)] for sequence in sequences]
+    return torch.tensor(rows, device=device), torch.tensor(mask, device=device)

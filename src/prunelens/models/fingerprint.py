@@ -1,0 +1,90 @@
+"""A name for a model's exact content: a hash over its configuration and its tensors' names, shapes and bytes."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prunelens.models.cache import cache_dir, write_whole
+
+VOLATILE = ("_name_or_path", "_model_name_or_path", "transformers_version", "torch_dtype", "dtype")
+
+
+def fingerprint_files(files: list[Path], config: dict[str, Any]) -> str:
+    """Fingerprint of a checkpoint from its safetensors or GGUF files, however they are sharded.
+
+    The hash of a file set is remembered by the files' identity (path, size, time, inode), so that reading
+    them again is free.
+    """
+    identity = json.dumps([_identity(path) for path in files] + [_canonical(config)])
+    key = hashlib.sha256(identity.encode()).hexdigest()
+    remembered = cache_dir() / "fingerprints" / key
+    if remembered.is_file():
+        return remembered.read_text(encoding="utf-8").strip()
+    digest = _start(config)
+    for tensor in sorted(_tensors(files), key=lambda tensor: tensor[0]):
+        _add(digest, *tensor)
+    fingerprint = digest.hexdigest()
+    try:
+        write_whole(remembered, fingerprint)
+    except OSError:  # a read-only cache costs time, nothing else
+        return fingerprint
+    return fingerprint
+
+
+def fingerprint_model(model: Any) -> str:
+    """Fingerprint of a model in memory (a `PreTrainedModel` that was not opened from files)."""
+    import torch
+
+    digest = _start(model.config.to_dict())
+    for name, tensor in sorted(model.state_dict().items()):
+        data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        _add(digest, name, str(tensor.dtype), tuple(tensor.shape), memoryview(data))
+    return digest.hexdigest()
+
+
+def _identity(path: Path) -> list[Any]:
+    status = path.resolve().stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _canonical(config: dict[str, Any]) -> str:
+    kept = {name: value for name, value in config.items() if name not in VOLATILE}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _start(config: dict[str, Any]) -> Any:
+    digest = hashlib.sha256()
+    digest.update(_canonical(config).encode())
+    return digest
+
+
+def _add(digest: Any, name: str, dtype: str, shape: tuple[int, ...], data: Any) -> None:
+    digest.update(f"\0{name}\0{dtype}\0{shape}\0".encode())
+    digest.update(data)
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, str, tuple[int, ...], Any]]:
+    for path in files:
+        if path.suffix == ".gguf":
+            from gguf import GGUFReader
+
+            for tensor in GGUFReader(path).tensors:
+                shape = tuple(int(size) for size in tensor.shape)
+                yield tensor.name, tensor.tensor_type.name, shape, memoryview(tensor.data).cast("B")
+        else:
+            yield from _safetensors(path)
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, str, tuple[int, ...], Any]]:
+    import numpy as np
+
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    content = np.memmap(path, dtype=np.uint8, mode="r")
+    for name, entry in header.items():
+        if name != "__metadata__":
+            low, high = (8 + length + offset for offset in entry["data_offsets"])
+            yield name, entry["dtype"], tuple(entry["shape"]), memoryview(content[low:high])

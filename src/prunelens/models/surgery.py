@@ -1,0 +1,99 @@
+"""Take sublayers or blocks out of a loaded model and put them back, without a second copy of its weights.
+
+A dropped sublayer returns zeros and a dropped block its input, which equals zeroed output projections. They
+still tell the KV cache that the tokens passed: many families read the length of the past from the first
+layer's cache, so a silent layer 0 would break cached decoding.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from prunelens.models.anatomy import Anatomy, Block, Sublayer
+from prunelens.models.taps import input_tensor, replaced_forward
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Which parts are taken out: indices of layers whose attention, MLP or whole block goes."""
+
+    attention: frozenset[int] = frozenset()
+    mlp: frozenset[int] = frozenset()
+    block: frozenset[int] = frozenset()
+
+    @property
+    def first_layer(self) -> int | None:
+        """The first layer that changes; None if nothing is dropped."""
+        return min(self.attention | self.mlp | self.block, default=None)
+
+    def __or__(self, other: "Drop") -> "Drop":
+        return Drop(self.attention | other.attention, self.mlp | other.mlp, self.block | other.block)
+
+
+@contextmanager
+def dropped(anatomy: Anatomy, drop: Drop) -> Iterator[None]:
+    """Run the body with these sublayers and blocks taken out of the model."""
+    forwards: dict[nn.Module, Callable[..., Any]] = {}
+    for block in anatomy.blocks:
+        if block.layer_idx in drop.block:
+            forwards[block.module] = _identity(block)
+            continue
+        for part in block.sublayers:
+            if block.layer_idx in getattr(drop, part.kind):
+                forwards[part.module] = _nothing(part)
+    with replaced_forward(forwards):
+        yield
+
+
+def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = Drop()) -> int:
+    """Parameters that the model reads when these parts are out (a sublayer goes with its own norms)."""
+    gone: set[int] = set()
+    for block in anatomy.blocks:
+        if block.layer_idx in drop.block:
+            gone.update(id(weight) for weight in block.module.parameters())
+        for part in block.sublayers:
+            if block.layer_idx in getattr(drop, part.kind):
+                modules = [part.module, *(model.get_submodule(name) for name in part.norms)]
+                gone.update(id(weight) for module in modules for weight in module.parameters())
+    return sum(weight.numel() for weight in model.parameters() if id(weight) not in gone)
+
+
+def _nothing(part: Sublayer) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden_states = input_tensor(args, kwargs)
+        assert hidden_states is not None
+        if part.kind == "attention":
+            _tell_cache(hidden_states, args, kwargs, getattr(part.module, "layer_idx", part.layer_idx))
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, *[None] * (part.num_outputs - 1)) if part.num_outputs else zeros
+
+    return forward
+
+
+def _identity(block: Block) -> Callable[..., Any]:
+    attention = block.find("attention")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden_states = input_tensor(args, kwargs)
+        assert hidden_states is not None
+        if attention is not None:
+            layer_idx = getattr(attention.module, "layer_idx", block.layer_idx)
+            _tell_cache(hidden_states, args, kwargs, layer_idx)
+        return (hidden_states, *[None] * (block.num_outputs - 1)) if block.num_outputs else hidden_states
+
+    return forward
+
+
+def _tell_cache(
+    hidden_states: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], layer_idx: int
+) -> None:
+    cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+    if cache is not None:
+        batch, length = hidden_states.shape[:2]
+        nothing = hidden_states.new_zeros(batch, 1, length, 1)
+        cache.update(nothing, nothing, layer_idx)

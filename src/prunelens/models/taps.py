@@ -1,0 +1,110 @@
+"""Read the residual stream while a model runs, and run it again from the middle.
+
+Replay: the decoder's own forward is called with the layers before `start` returning what was recorded, so
+masks, position embeddings and the final norm are computed by the model itself and no family's code is
+copied. The head works the same way: the model's own forward after the decoder, with given states.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+
+class GivenStates(BaseModelOutputWithPast):
+    """States in place of a decoder's output; what else a family's head may ask for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The module that turns token ids into the states that enter the head."""
+    return model.get_decoder()  # type: ignore[operator, no-any-return]
+
+
+def run_decoder(decoder: nn.Module, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T d"]:
+    """States that enter the head, for token ids without left padding; no cache, no mask.
+
+    Right padding needs no mask: a causal model's states do not depend on what comes after them.
+    """
+    return decoder(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def head_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A function from states (rows, d) to logits (rows, V), bias, scaling and soft-capping included."""
+    decoder = decoder_of(model)
+
+    def head(states: Float[Tensor, "rows d"]) -> Float[Tensor, "rows V"]:
+        def given(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+            return GivenStates(last_hidden_state=states.unsqueeze(0))
+
+        ids = torch.zeros(1, states.shape[0], dtype=torch.int64, device=states.device)
+        with torch.inference_mode(), replaced_forward({decoder: given}):
+            return model(input_ids=ids, use_cache=False).logits.squeeze(0)
+
+    return head
+
+
+@contextmanager
+def replaced_forward(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Give modules another forward and put their own back afterwards; nests."""
+    before = {module: module.__dict__.get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward  # type: ignore[method-assign]
+        yield
+    finally:
+        for module, own in before.items():
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = own  # type: ignore[method-assign]
+
+
+@contextmanager
+def record_outputs(layers: Sequence[nn.Module], indices: Sequence[int]) -> Iterator[dict[int, Any]]:
+    """Collect what the layers with these indices return while the body runs the model."""
+    recorded: dict[int, Any] = {}
+
+    def recorder(index: int) -> Callable[..., None]:
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            recorded[index] = output
+
+        return record
+
+    handles = [layers[index].register_forward_hook(recorder(index)) for index in indices]
+    try:
+        yield recorded
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def replay_from(layers: Sequence[nn.Module], start: int, output: Any) -> Iterator[None]:
+    """Let every layer before `start` return `output`, recorded from layer `start - 1`, at no cost."""
+
+    def given(*args: Any, **kwargs: Any) -> Any:
+        return output
+
+    with replaced_forward(dict.fromkeys(layers[:start], given)):
+        yield
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The tensor itself, or the first item of a tuple if that is a tensor."""
+    if isinstance(value, tuple) and value:
+        value = value[0]
+    return value if isinstance(value, Tensor) else None
+
+
+def input_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The hidden states a module was called with: the first tensor, by position or by name."""
+    values = [*args, kwargs.get("hidden_states"), *kwargs.values()]
+    return next((value for value in values if isinstance(value, Tensor)), None)

@@ -1,0 +1,215 @@
+"""How redundant each attention, MLP and block is: the cosine of the residual stream before and after it.
+
+The score is LLM-Drop's: the residual is included on both sides, and the cosine is averaged over all
+calibration tokens. One pass of the model gives all scores.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunelens.errors import PrunelensError
+from prunelens.models.anatomy import Block
+from prunelens.models.batches import pad_right, plan_batches
+from prunelens.models.loading import Model
+from prunelens.models.surgery import Drop
+from prunelens.models.taps import decoder_of, first_tensor, input_tensor, run_decoder
+from prunelens.pruning.recipe import Recipe, Step
+
+Key = tuple[str, int]
+"""(kind, layer_idx) with kind attention, mlp or block."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Mean cosine of input and output (residual included) of every sublayer and block; 1 = changes nothing."""
+
+    scores: dict[Key, float]
+    num_tokens: int
+
+    def ordered(self, *kinds: str) -> list[Key]:
+        """Most redundant first; among equals the lower layer first."""
+        keys = [key for key in self.scores if key[0] in kinds]
+        return sorted(keys, key=lambda key: (-self.scores[key], key[1], key[0]))
+
+
+def rank_redundancy(
+    model: Model,
+    sequences: Sequence[Sequence[int]],
+    batch_tokens: int = 2048,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> Ranking:
+    """Score every attention, MLP and block on calibration texts, in one pass.
+
+    Args:
+        model: the dense model.
+        sequences: token ids of the calibration texts.
+        batch_tokens: tokens run at once.
+        advance: called with the number of tokens read.
+
+    Raises:
+        PrunelensError: no calibration tokens.
+    """
+    sequences = [sequence for sequence in sequences if len(sequence)]
+    if not sequences:
+        raise PrunelensError("expected calibration text with at least one token, found none")
+    totals: dict[Key, float] = {}
+    with torch.inference_mode():
+        for batch in plan_batches([len(sequence) for sequence in sequences], batch_tokens):
+            ids, lengths = pad_right([sequences[index] for index in batch], model.device)
+            real = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
+            for key, value in _batch_scores(model, ids, real).items():
+                totals[key] = totals.get(key, 0.0) + value
+            advance(int(lengths.sum()))
+    num_tokens = sum(len(sequence) for sequence in sequences)
+    return Ranking({key: total / num_tokens for key, total in totals.items()}, num_tokens)
+
+
+def _batch_scores(model: Model, ids: Tensor, real: Tensor) -> dict[Key, float]:
+    """Sums over real tokens of the cosines, for one right-padded batch."""
+    scores: dict[Key, float] = {}
+    with ExitStack() as stack:
+        for block in model.anatomy.blocks:
+            _watch_block(block, real, scores, stack)
+        run_decoder(decoder_of(model.network), ids)
+    return scores
+
+
+def _watch_block(block: Block, real: Tensor, scores: dict[Key, float], stack: ExitStack) -> None:
+    parts: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            parts[name] = first_tensor(output)  # type: ignore[assignment]
+
+        return hook
+
+    def finish(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        stream = input_tensor(args, kwargs)
+        result = first_tensor(output)
+        assert stream is not None and result is not None
+        scores["block", block.layer_idx] = _cosine_sum(stream, result, real)
+        before = stream
+        for part in block.sublayers:
+            after = before + part.scale * parts[part.kind]
+            scores[part.kind, block.layer_idx] = _cosine_sum(before, after, real)
+            before = stream if block.layout == "parallel" else after
+        parts.clear()
+
+    for part in block.sublayers:
+        handle = part.last.register_forward_hook(keep(part.kind))
+        stack.callback(handle.remove)
+    handle = block.module.register_forward_hook(finish, with_kwargs=True)
+    stack.callback(handle.remove)
+
+
+def _cosine_sum(before: Tensor, after: Tensor, real: Tensor) -> float:
+    cosines = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=-1, eps=1e-300)
+    return float(cosines[real].sum())
+
+
+def resolve(recipe: Recipe, model: Model, ranking: Ranking | None) -> Drop:
+    """Turn a recipe into the parts to drop.
+
+    Args:
+        recipe: what to take out.
+        model: the dense model it refers to.
+        ranking: its scores; needed when the recipe gives a count.
+
+    Raises:
+        PrunelensError: a count beyond the number of parts, an index out of range, or a part named twice.
+    """
+    check_counts(recipe, model)
+    drop = Drop()
+    for step in recipe.steps:
+        chosen = _named(step, model) if step.at is not None else _ranked(step, model, ranking, drop)
+        for kind, layer_idx in chosen:
+            gone = layer_idx in getattr(drop, kind) or layer_idx in drop.block
+            if gone or (kind == "block" and layer_idx in drop.attention | drop.mlp):
+                raise PrunelensError(f"recipe {str(recipe)!r} takes out {kind} {layer_idx} twice")
+            drop |= Drop(**{kind: frozenset([layer_idx])})
+    return drop
+
+
+def check_counts(recipe: Recipe, model: Model) -> None:
+    """Refuse, before anything runs, a recipe that asks for parts the model does not have.
+
+    Raises:
+        PrunelensError: a count beyond the number of parts, or an index out of range.
+    """
+    for step in recipe.steps:
+        if step.at is not None:
+            _named(step, model)
+            continue
+        available = sum(len(_layers(kind, model)) for kind in _kinds(step))
+        if step.count is not None and step.count > available:
+            raise PrunelensError(
+                f"recipe {str(step)!r} asks for {step.count} parts, but {model.name} has {available} "
+                f"({' + '.join(_kinds(step))})"
+            )
+
+
+def _kinds(step: Step) -> tuple[str, ...]:
+    return {
+        "drop-attention": ("attention",),
+        "drop-mlp": ("mlp",),
+        "drop-block": ("block",),
+        "drop-sublayers": ("attention", "mlp"),
+    }[step.method]
+
+
+def _layers(kind: str, model: Model) -> list[int]:
+    if kind == "block":
+        return [block.layer_idx for block in model.anatomy.blocks]
+    return [block.layer_idx for block in model.anatomy.blocks if block.find(kind) is not None]  # type: ignore[arg-type]
+
+
+def _named(step: Step, model: Model) -> list[Key]:
+    letters = {"a": "attention", "m": "mlp"}
+    keys = []
+    for item in step.at or ():
+        kind, layer_idx = (
+            (letters[item[0]], int(item[1:])) if item[0] in letters else (_kinds(step)[0], int(item))
+        )
+        if layer_idx not in _layers(kind, model):
+            raise PrunelensError(
+                f"recipe {str(step)!r}: expected a layer index from 0 to {len(model.anatomy.blocks) - 1} "
+                f"that has {kind}, found {layer_idx}"
+            )
+        if (kind, layer_idx) in keys:
+            raise PrunelensError(f"recipe {str(step)!r} takes out {kind} {layer_idx} twice")
+        keys.append((kind, layer_idx))
+    return keys
+
+
+def _ranked(step: Step, model: Model, ranking: Ranking | None, drop: Drop) -> list[Key]:
+    assert ranking is not None and step.count is not None
+    if step.consecutive:
+        return _best_run(step.count, model, ranking, drop)
+    left = [key for key in ranking.ordered(*_kinds(step)) if not _touches(key, drop)]
+    if len(left) < step.count:
+        raise PrunelensError(f"recipe {str(step)!r}: only {len(left)} parts are left to take out")
+    return left[: step.count]
+
+
+def _touches(key: Key, drop: Drop) -> bool:
+    kind, layer_idx = key
+    if kind == "block":
+        return layer_idx in drop.block | drop.attention | drop.mlp
+    return layer_idx in getattr(drop, kind) | drop.block
+
+
+def _best_run(count: int, model: Model, ranking: Ranking, drop: Drop) -> list[Key]:
+    """The run of blocks with the highest mean score."""
+    runs = [
+        [("block", layer_idx) for layer_idx in range(start, start + count)]
+        for start in range(len(model.anatomy.blocks) - count + 1)
+    ]
+    free = [run for run in runs if not any(_touches(key, drop) for key in run)]
+    if not free:
+        raise PrunelensError(f"no run of {count} consecutive blocks is left to take out")
+    return max(free, key=lambda run: sum(ranking.scores[key] for key in run))

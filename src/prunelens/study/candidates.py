@@ -1,0 +1,105 @@
+"""What is compared with the dense model: a recipe on its own weights, or another model."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunelens.errors import PrunelensError
+from prunelens.models.loading import Model, load
+from prunelens.models.surgery import Drop, dropped, num_parameters
+from prunelens.pruning.importance import Ranking, check_counts, resolve
+from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
+
+Compressible = str | Path | Recipe | Model
+
+
+@dataclass
+class Candidate:
+    """A compressed model: `recipe` and then `drop` for parts taken out of the dense one, else `model`."""
+
+    label: str
+    recipe: Recipe | None = None
+    model: Model | None = None
+    drop: Drop = Drop()
+
+    def network(self, dense: Model) -> Model:
+        """The model whose weights are used."""
+        return self.model or dense
+
+    @contextmanager
+    def running(self, dense: Model) -> Iterator[Model]:
+        """The compressed model, ready to run in the body."""
+        model = self.network(dense)
+        with dropped(model.anatomy, self.drop):
+            yield model
+
+    def num_parameters(self, dense: Model) -> int:
+        """Parameters that are read."""
+        model = self.network(dense)
+        return num_parameters(model.network, model.anatomy, self.drop)
+
+
+def open_candidates(dense: Model, compressed: Sequence[Compressible]) -> list[Candidate]:
+    """Parse recipes and open models, and refuse what cannot be compared before anything runs.
+
+    Raises:
+        PrunelensError: nothing to compare, the same thing twice, a bad recipe, a model that does not open or
+            has another vocabulary.
+    """
+    if not compressed:
+        raise PrunelensError("expected at least one compressed model or recipe, such as drop-attention:1")
+    found: list[Candidate] = []
+    recipes = [_recipe(item) for item in compressed]
+    for recipe in recipes:
+        if recipe is not None:
+            check_counts(recipe, dense)
+    for item, recipe in zip(compressed, recipes, strict=True):
+        found.append(Candidate(str(recipe), recipe) if recipe else _open_model(item, dense))
+    labels = [candidate.label for candidate in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise PrunelensError(f"{label} is given twice; name each compressed model once")
+    return found
+
+
+def resolve_candidates(candidates: Sequence[Candidate], dense: Model, ranking: Ranking | None) -> None:
+    """Turn every recipe into the parts it drops."""
+    for candidate in candidates:
+        if candidate.recipe is not None:
+            candidate.drop = resolve(candidate.recipe, dense, ranking)
+
+
+def _recipe(item: Compressible) -> Recipe | None:
+    if isinstance(item, Recipe):
+        return item
+    if isinstance(item, Model):
+        return None
+    return parse_recipe(str(item)) if is_recipe(str(item)) else None
+
+
+def _open_model(item: Compressible, dense: Model) -> Candidate:
+    assert not isinstance(item, Recipe)
+    model = item if isinstance(item, Model) else load(item, dtype=dense.dtype, device=dense.device)
+    _check_vocabulary(dense, model)
+    return Candidate(model.name, model=model)
+
+
+def _check_vocabulary(dense: Model, compressed: Model) -> None:
+    sizes = dense.anatomy.vocab_size, compressed.anatomy.vocab_size
+    if sizes[0] != sizes[1]:
+        raise PrunelensError(
+            f"expected the same vocabulary, found {sizes[0]} tokens in {dense.name} and {sizes[1]} in "
+            f"{compressed.name}; only models with the same tokens can be compared"
+        )
+    if dense.tokenizer is None or compressed.tokenizer is None:
+        if compressed.tokenizer is None and dense.tokenizer is not None:
+            compressed.notes.append(f"{compressed.name} has no tokenizer; the dense model's was used")
+        return
+    left, right = dense.tokenizer.get_vocab(), compressed.tokenizer.get_vocab()
+    if left != right:
+        other = next(token for token in (*left, *right) if left.get(token) != right.get(token))
+        raise PrunelensError(
+            f"expected the same tokenizer in {dense.name} and {compressed.name}, found token {other!r} with id "
+            f"{left.get(other)} and {right.get(other)}; only models with the same tokens can be compared"
+        )

@@ -1,0 +1,61 @@
+"""What `compare` returns: tables, the summary, and ways to keep and show them."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from prunelens.study.store import Run, new_folder, read_run, write_run
+
+
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        tables: Arrow tables by name (`steps`, `survival`, …).
+        info: the content of run.json.
+        summary: one record per compressed model.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Comparison":
+        """Read a stored run.
+
+        Raises:
+            PrunelensError: no run there, or a damaged one.
+        """
+        return cls(read_run(Path(folder)))
+
+    @property
+    def tables(self) -> dict[str, pa.Table]:
+        return self._run.tables
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return self._run.info
+
+    @property
+    def summary(self) -> list[dict[str, Any]]:
+        return self._run.info["summary"]
+
+    def report(self, folder: str | Path) -> Path:
+        """Write tables, run.json and the page into `folder`, whole or not at all; return the page's path.
+
+        Raises:
+            PrunelensError: the folder exists and is not a run, or cannot be written.
+        """
+        from prunelens.report.page import render_page
+
+        target = Path(folder)
+        with new_folder(target) as temporary:
+            write_run(self._run, temporary)
+            (temporary / "report.html").write_text(render_page(self._run), encoding="utf-8")
+        return target / "report.html"
+
+    def _repr_html_(self) -> str:
+        from prunelens.report.page import render_summary
+
+        return render_summary(self._run)

@@ -1,0 +1,227 @@
+"""The tables of a run and the folder they live in: Parquet files and one run.json, whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prunelens.errors import PrunelensError
+
+FORMAT = "prunelens-run"
+FORMAT_VERSION = 1
+
+STAT_COLUMNS = {
+    "hidden_cosine": "1",
+    "hidden_alpha": "1",
+    "hidden_rho": "1",
+    "logit_cosine": "1",
+    "logit_cosine_centered": "1",
+    "logit_alpha": "1",
+    "logit_rho": "1",
+    "logit_rms_delta": "logit",
+    "logit_var_uniform": "logit²",
+    "prob_cosine": "1",
+    "kl_dense_compressed": "nat",
+    "kl_compressed_dense": "nat",
+    "js": "nat",
+    "tv": "1",
+    "same_top1": "bool",
+    "rank_of_dense_top1": "rank",
+    "topk_overlap": "1",
+    "delta_p_top1": "probability",
+    "delta_p_token": "probability",
+    "entropy_dense": "nat",
+    "entropy_compressed": "nat",
+    "acceptance": "probability",
+    "prob_deviation_estimate": "1",
+    "kl_estimate": "nat",
+    "kl_estimate_third": "nat",
+    "trust": "1",
+    "amplification": "1",
+    "amplification_estimate": "1",
+}
+"""Columns of row statistics and their units."""
+
+STAT_FIELDS = [
+    (name, {"bool": pa.bool_(), "rank": pa.int32()}.get(unit, pa.float64()))
+    for name, unit in STAT_COLUMNS.items()
+]
+CURVES = ("survival_sampled", "survival_bound", "survival_greedy", "survival_coupled", "survival_free")
+
+SCHEMAS = {
+    "prompts": pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("kind", pa.string()),
+            ("text", pa.string()),
+            ("token_ids", pa.list_(pa.int32())),
+            ("options", pa.list_(pa.string())),
+            ("option_ids", pa.list_(pa.int32())),
+            ("answer", pa.string()),
+        ]
+    ),
+    "steps": pa.schema(
+        [
+            ("compressed", pa.string()),
+            ("prompt_id", pa.string()),
+            ("trace", pa.string()),
+            ("step", pa.int32()),
+            ("position", pa.int32()),
+            ("token_id", pa.int32()),
+            ("contexts_differ", pa.bool_()),
+            *STAT_FIELDS,
+        ]
+    ),
+    "prompt_end": pa.schema(
+        [
+            ("compressed", pa.string()),
+            ("prompt_id", pa.string()),
+            ("space", pa.string()),
+            ("position", pa.int32()),
+            ("token_id", pa.int32()),
+            ("margin", pa.float64()),
+            ("margin_compressed", pa.float64()),
+            *STAT_FIELDS,
+        ]
+    ),
+    "survival": pa.schema(
+        [
+            ("compressed", pa.string()),
+            ("n", pa.int32()),
+            *[(f"{curve}{end}", pa.float64()) for curve in CURVES for end in ("", "_low", "_high")],
+        ]
+    ),
+    "continuations": pa.schema(
+        [
+            ("model", pa.string()),
+            ("prompt_id", pa.string()),
+            ("trace", pa.string()),
+            ("token_ids", pa.list_(pa.int32())),
+            ("tokens", pa.list_(pa.string())),
+            ("text", pa.string()),
+            ("ended", pa.bool_()),
+            ("agreed", pa.int32()),
+        ]
+    ),
+    "alternatives": pa.schema(
+        [
+            ("compressed", pa.string()),
+            ("prompt_id", pa.string()),
+            ("step", pa.int32()),
+            ("dense_tokens", pa.list_(pa.string())),
+            ("dense_probs", pa.list_(pa.float32())),
+            ("compressed_tokens", pa.list_(pa.string())),
+            ("compressed_probs", pa.list_(pa.float32())),
+        ]
+    ),
+}
+"""Every table of a run. `steps`, `prompts`, `prompt_end` and `survival` are a contract with other people's scripts."""
+
+
+@dataclass
+class Run:
+    """What a comparison found: tables by name, and `info`, the content of run.json."""
+
+    tables: dict[str, pa.Table]
+    info: dict[str, Any]
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the body ends, and vanishes if it fails.
+
+    Raises:
+        PrunelensError: `target` exists and is not a run, or there are no rights or no space.
+    """
+    check_target(target)
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        yield temporary
+        temporary.chmod(0o755)
+        _swap(temporary, target)
+    except OSError as error:
+        raise PrunelensError(
+            f"the run could not be written to {target} ({error.strerror or error}); free space, or choose a "
+            "folder you may write to"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_target(target: Path) -> None:
+    """Refuse an output folder that holds something other than a run.
+
+    Raises:
+        PrunelensError: as said.
+    """
+    if not os.path.lexists(target):
+        return
+    empty = target.is_dir() and not any(target.iterdir())
+    if not empty and not _is_run(target):
+        raise PrunelensError(
+            f"expected a new folder or an earlier run as output, found {target}, which is neither; name another"
+        )
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8")).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(temporary, target)
+        return
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+    os.rename(target, aside / "run")
+    os.rename(temporary, target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_run(run: Run, folder: Path) -> None:
+    """Write the tables and run.json into an existing folder."""
+    for name, table in run.tables.items():
+        pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+    content = json.dumps(run.info, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "run.json").write_text(content + "\n", encoding="utf-8")
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run back.
+
+    Raises:
+        PrunelensError: no run there, one of another format version, or a damaged table.
+    """
+    if not _is_run(folder):
+        raise PrunelensError(f"expected a run (a folder with run.json) at {folder}, found none")
+    try:
+        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if info["format_version"] != FORMAT_VERSION:
+            raise PrunelensError(
+                f"{folder} has run format {info['format_version']}, this version reads {FORMAT_VERSION}; "
+                "run compare again"
+            )
+        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS}
+        for name, table in tables.items():
+            if not table.schema.equals(SCHEMAS[name]):
+                raise PrunelensError(
+                    f"{folder}/{name}.parquet has other columns than expected; run compare again"
+                )
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise PrunelensError(
+            f"the run in {folder} is damaged ({str(error)[:160]}); run compare again"
+        ) from error
+    return Run(tables, info)

@@ -1,0 +1,103 @@
+"""L3: every model reads the dense model's own continuation; states of all steps from one pass.
+
+The dense pass records what the layers before each recipe's first change return, and a dropped model runs
+from there on, in the same batch, with nothing kept for the next.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prunelens.models.batches import pad_right, plan_batches
+from prunelens.models.loading import Model
+from prunelens.models.surgery import Drop, dropped
+from prunelens.models.taps import decoder_of, record_outputs, replay_from, run_decoder
+
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A prompt with the dense model's continuation.
+
+    Attributes:
+        prompt: index of the prompt.
+        trace: how the continuation was chosen, `greedy` or `sampled`.
+        prompt_ids: the prompt's tokens.
+        token_ids: the continuation's tokens; step t predicts token t from the prompt and the tokens before.
+        ended: whether it ends with EOS.
+    """
+
+    prompt: int
+    trace: str
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    ended: bool
+
+    @property
+    def read_ids(self) -> tuple[int, ...]:
+        """What a model reads: all but the last token, which is only predicted."""
+        return (*self.prompt_ids, *self.token_ids[:-1])
+
+
+def forced_states(
+    model: Model,
+    trajectories: Sequence[Trajectory],
+    drops: Sequence[Drop] = (),
+    batch_tokens: int = BATCH_TOKENS,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> list[Float[Tensor, "T d"]]:
+    """States that enter the head at every step of every trajectory, one after the other.
+
+    Args:
+        model: the model that reads.
+        trajectories: what it reads.
+        drops: variants of the model with parts taken out.
+        batch_tokens: tokens run at once.
+        advance: called with the number of tokens read by the model and all variants.
+
+    Returns:
+        The model's own states and then those of each variant, each (T, d) with T the total number of steps.
+    """
+    starts = _offsets(trajectories)
+    device, width = model.device, model.anatomy.hidden_size
+    found = [torch.empty(starts[-1], width, dtype=model.dtype, device=device) for _ in range(1 + len(drops))]
+    lengths = [len(trajectory.read_ids) for trajectory in trajectories]
+    with torch.inference_mode():
+        for batch in plan_batches(lengths, batch_tokens):
+            ids, _ = pad_right([trajectories[index].read_ids for index in batch], device)
+            for out, states in zip(found, _run_batch(model, ids, drops), strict=True):
+                for row, index in enumerate(batch):
+                    low = len(trajectories[index].prompt_ids) - 1
+                    steps = len(trajectories[index].token_ids)
+                    out[starts[index] : starts[index] + steps] = states[row, low : low + steps]
+            advance(sum(lengths[index] for index in batch))
+    return found
+
+
+def _offsets(trajectories: Sequence[Trajectory]) -> list[int]:
+    starts = [0]
+    for trajectory in trajectories:
+        starts.append(starts[-1] + len(trajectory.token_ids))
+    return starts
+
+
+def _run_batch(model: Model, ids: Tensor, drops: Sequence[Drop]) -> "list[Tensor]":
+    """The dense pass, then each variant from its first changed layer on."""
+    decoder, layers = decoder_of(model.network), model.layers
+    starts = [drop.first_layer for drop in drops]
+    wanted = sorted({start - 1 for start in starts if start})
+    with record_outputs(layers, wanted) as recorded:
+        dense = run_decoder(decoder, ids)
+    found = [dense]
+    for drop, start in zip(drops, starts, strict=True):
+        if start is None:
+            found.append(dense)
+            continue
+        output = recorded[start - 1] if start else None
+        with dropped(model.anatomy, drop), replay_from(layers, start, output):
+            found.append(run_decoder(decoder, ids))
+    return found
