@@ -1,0 +1,1 @@
+"""What a model is: opening, finding its parts, taking parts out, reading its states."""

@@ -7,6 +7,7 @@ nothing is believed before the stream, the logits and causality have been checke
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -143,9 +144,7 @@ def _probe_ids(model: nn.Module) -> Tensor:
     return torch.randint(0, vocab_size, (1, PROBE_LENGTH), generator=generator).to(device)
 
 
-def _watch(
-    decoder: nn.Module, modules: list[nn.Module], ids: Tensor
-) -> tuple[dict[nn.Module, _Call], Tensor]:
+def _watch(decoder: nn.Module, modules: list[nn.Module], ids: Tensor) -> tuple[dict[nn.Module, _Call], Tensor]:
     """Run the decoder once and note what each module read and wrote."""
     calls: dict[nn.Module, _Call] = {}
 
@@ -168,9 +167,7 @@ def _same(left: Tensor, right: Tensor) -> bool:
     return left.data_ptr() == right.data_ptr() and left.numel() == right.numel()
 
 
-def _find_block(
-    layer_idx: int, layer: nn.Module, calls: dict[nn.Module, _Call], names: dict[nn.Module, str]
-) -> Block:
+def _find_block(layer_idx: int, layer: nn.Module, calls: dict[nn.Module, _Call], names: dict[nn.Module, str]) -> Block:
     if layer not in calls:
         raise PrunelensError(f"decoder layer {names[layer]} was not run; this model is not supported")
     call = calls[layer]
@@ -179,9 +176,7 @@ def _find_block(
     chains = _chains(inner)
     contributions = [chain[-1].result for chain in chains]
     scales = _solve_scales(call.source, call.result, contributions, names[layer])
-    found = [
-        _describe(layer_idx, chain, chains, scale, names) for chain, scale in zip(chains, scales, strict=True)
-    ]
+    found = [_describe(layer_idx, chain, chains, scale, names) for chain, scale in zip(chains, scales, strict=True)]
     kinds = [part.kind for part in found]
     if kinds not in (["attention", "mlp"], ["mlp", "attention"], ["attention"], ["mlp"]):
         raise PrunelensError(
@@ -214,9 +209,7 @@ def _chains(calls: list[_Call]) -> list[list[_Call]]:
 def _solve_scales(source: Tensor, result: Tensor, parts: list[Tensor], name: str) -> list[float]:
     """Numbers s with result = source + Σ s·part; 1 for every family without a residual multiplier."""
     if not parts or any(part.shape != source.shape for part in parts):
-        raise PrunelensError(
-            f"the parts of {name} do not add up to its residual stream; this family is not supported"
-        )
+        raise PrunelensError(f"the parts of {name} do not add up to its residual stream; this family is not supported")
     wanted = (result - source).double().flatten()
     matrix = torch.stack([part.double().flatten() for part in parts], dim=1)
     ones = torch.ones(len(parts), dtype=torch.float64, device=matrix.device)
@@ -227,8 +220,7 @@ def _solve_scales(source: Tensor, result: Tensor, parts: list[Tensor], name: str
     solution = torch.linalg.lstsq(matrix.cpu(), wanted.cpu().unsqueeze(1)).solution.squeeze(1)
     if float((matrix.cpu() @ solution - wanted.cpu()).norm()) > tolerance:
         raise PrunelensError(
-            f"the residual stream of {name} could not be rebuilt from its sublayers; this model family is "
-            "not supported"
+            f"the residual stream of {name} could not be rebuilt from its sublayers; this model family is not supported"
         )
     return [float(value) for value in solution]
 
@@ -244,9 +236,7 @@ def _describe(
     others = [call for other in chains if other is not chain for call in other]
     norms = tuple(names[call.module] for call in chain if call is not core and call not in others)
     kind: Kind = "mlp" if _is_position_wise(core) else "attention"
-    return Sublayer(
-        kind, layer_idx, names[core.module], core.module, norms, chain[-1].module, core.num_outputs, scale
-    )
+    return Sublayer(kind, layer_idx, names[core.module], core.module, norms, chain[-1].module, core.num_outputs, scale)
 
 
 def _is_position_wise(call: _Call) -> bool:
@@ -261,10 +251,8 @@ def _is_position_wise(call: _Call) -> bool:
     return bool((part.double() - expected).norm() <= TOLERANCE.get(part.dtype, 0.1) * expected.norm())
 
 
-def _check_stream(
-    calls: dict[nn.Module, _Call], layers: list[nn.Module], names: dict[nn.Module, str]
-) -> None:
-    for before, after in zip(layers, layers[1:], strict=False):
+def _check_stream(calls: dict[nn.Module, _Call], layers: list[nn.Module], names: dict[nn.Module, str]) -> None:
+    for before, after in pairwise(layers):
         if not torch.equal(calls[before].result, calls[after].source):
             raise PrunelensError(
                 f"{names[after]} does not read what {names[before]} returns; this model is not supported"

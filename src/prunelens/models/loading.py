@@ -55,14 +55,17 @@ class Model:
 
     @property
     def device(self) -> torch.device:
+        """Where token ids go in."""
         return self.network.get_input_embeddings().weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The floating dtype of the states."""
         return self.network.get_input_embeddings().weight.dtype
 
     @property
     def layers(self) -> list[torch.nn.Module]:
+        """The decoder layers in order."""
         return [block.module for block in self.anatomy.blocks]
 
     @property
@@ -146,9 +149,7 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     """
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise PrunelensError(
-                f"expected a GGUF file, but {path} does not begin with GGUF; download it again"
-            )
+            raise PrunelensError(f"expected a GGUF file, but {path} does not begin with GGUF; download it again")
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     with _quiet(), _explained(f"{path} could not be read as a GGUF checkpoint"):
         network = AutoModelForCausalLM.from_pretrained(
@@ -205,9 +206,7 @@ def _from_hub(hub_id: str, advice: str) -> Path:
     except Exception as error:  # the hub client's network errors come from several libraries
         if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
             raise
-        raise PrunelensError(
-            f"no file or folder {hub_id}, and the hub cannot be reached; {advice}"
-        ) from error
+        raise PrunelensError(f"no file or folder {hub_id}, and the hub cannot be reached; {advice}") from error
 
 
 def _read_folder(path: Path, dtype: torch.dtype, trust: bool) -> tuple[Any, Any, list[str]]:
@@ -285,9 +284,7 @@ def _tokenizer(path: Path, trust: bool) -> Any:
 def _check_weights(network: Any, name: str) -> None:
     for part, weight in network.named_parameters():
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
-            raise PrunelensError(
-                f"{name}: the weights {part} hold NaN or infinite values; the file is damaged"
-            )
+            raise PrunelensError(f"{name}: the weights {part} hold NaN or infinite values; the file is damaged")
 
 
 @contextmanager

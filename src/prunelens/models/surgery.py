@@ -35,6 +35,9 @@ class Drop:
         return Drop(self.attention | other.attention, self.mlp | other.mlp, self.block | other.block)
 
 
+NOTHING = Drop()
+
+
 @contextmanager
 def dropped(anatomy: Anatomy, drop: Drop) -> Iterator[None]:
     """Run the body with these sublayers and blocks taken out of the model."""
@@ -50,7 +53,7 @@ def dropped(anatomy: Anatomy, drop: Drop) -> Iterator[None]:
         yield
 
 
-def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = Drop()) -> int:
+def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING) -> int:
     """Parameters that the model reads when these parts are out (a sublayer goes with its own norms)."""
     gone: set[int] = set()
     for block in anatomy.blocks:
@@ -89,9 +92,7 @@ def _identity(block: Block) -> Callable[..., Any]:
     return forward
 
 
-def _tell_cache(
-    hidden_states: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], layer_idx: int
-) -> None:
+def _tell_cache(hidden_states: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], layer_idx: int) -> None:
     cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
     if cache is not None:
         batch, length = hidden_states.shape[:2]

@@ -23,9 +23,7 @@ def read_calibration(path: Path, model: Model) -> list[list[int]]:
     if path.suffix == ".npy":
         return _read_tokens(path, model)
     if model.tokenizer is None:
-        raise PrunelensError(
-            f"{model.name} has no tokenizer, so text cannot be used; give a .npy of token ids"
-        )
+        raise PrunelensError(f"{model.name} has no tokenizer, so text cannot be used; give a .npy of token ids")
     try:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -91,7 +91,8 @@ def _watch_block(block: Block, real: Tensor, scores: dict[Key, float], stack: Ex
     def finish(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         stream = input_tensor(args, kwargs)
         result = first_tensor(output)
-        assert stream is not None and result is not None
+        assert stream is not None
+        assert result is not None
         scores["block", block.layer_idx] = _cosine_sum(stream, result, real)
         before = stream
         for part in block.sublayers:
@@ -172,9 +173,7 @@ def _named(step: Step, model: Model) -> list[Key]:
     letters = {"a": "attention", "m": "mlp"}
     keys = []
     for item in step.at or ():
-        kind, layer_idx = (
-            (letters[item[0]], int(item[1:])) if item[0] in letters else (_kinds(step)[0], int(item))
-        )
+        kind, layer_idx = (letters[item[0]], int(item[1:])) if item[0] in letters else (_kinds(step)[0], int(item))
         if layer_idx not in _layers(kind, model):
             raise PrunelensError(
                 f"recipe {str(step)!r}: expected a layer index from 0 to {len(model.anatomy.blocks) - 1} "
@@ -187,7 +186,8 @@ def _named(step: Step, model: Model) -> list[Key]:
 
 
 def _ranked(step: Step, model: Model, ranking: Ranking | None, drop: Drop) -> list[Key]:
-    assert ranking is not None and step.count is not None
+    assert ranking is not None
+    assert step.count is not None
     if step.consecutive:
         return _best_run(step.count, model, ranking, drop)
     left = [key for key in ranking.ordered(*_kinds(step)) if not _touches(key, drop)]

@@ -66,9 +66,7 @@ class PairedRows:
         self._entropy = -self._dot(p, la)
         self._squared_p = self._dot(p, p)
 
-    def compare(
-        self, logits: Float[Tensor, "rows V"], token_ids: Int64[Tensor, " rows"]
-    ) -> dict[str, Tensor]:
+    def compare(self, logits: Float[Tensor, "rows V"], token_ids: Int64[Tensor, " rows"]) -> dict[str, Tensor]:
         """Compare rows of a compressed model's logits with the dense rows.
 
         Returns:
@@ -200,8 +198,7 @@ class PairedRows:
         log_ratio = self._d.gather(1, token).squeeze(-1)
         return {
             "same_top1": (top1 == compressed_ids[:, :1]).squeeze(-1),
-            "rank_of_dense_top1": torch.gt(logits, logits.gather(1, top1), out=self._scratch).sum(-1).long()
-            + 1,
+            "rank_of_dense_top1": torch.gt(logits, logits.gather(1, top1), out=self._scratch).sum(-1).long() + 1,
             "topk_overlap": overlap.double().mean(-1),
             "delta_p_top1": self._e.gather(1, top1).squeeze(-1),
             "delta_p_token": self._e.gather(1, token).squeeze(-1),

@@ -70,9 +70,7 @@ def stream_pairs(
                 stats["top_ids_dense"] = buffers.top_ids
                 collected[index].append({name: value.cpu() for name, value in stats.items()})
         advance(stop - start)
-    return [
-        _merge(parts) | _hidden(states, pair.states) for parts, pair in zip(collected, pairs, strict=True)
-    ]
+    return [_merge(parts) | _hidden(states, pair.states) for parts, pair in zip(collected, pairs, strict=True)]
 
 
 def _logit_chunks(states: Tensor, head: Head) -> Iterator[tuple[int, int, Tensor]]:

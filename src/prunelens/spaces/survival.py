@@ -84,9 +84,7 @@ def mean_curve(rows: Float[np.ndarray, "P N"], seed: int = 0) -> tuple[np.ndarra
     return mean, np.minimum(low, mean), np.maximum(high, mean)
 
 
-def ratio_interval(
-    totals: Float[np.ndarray, " P"], counts: Float[np.ndarray, " P"], seed: int = 0
-) -> Interval:
+def ratio_interval(totals: Float[np.ndarray, " P"], counts: Float[np.ndarray, " P"], seed: int = 0) -> Interval:
     """Σ totals / Σ counts over prompts, with its 95 % bootstrap interval (a mean over tokens)."""
     weights = _resampling_weights(len(totals), seed)
     ratios = (weights @ totals) / (weights @ counts)
@@ -114,10 +112,7 @@ def draft_speedup(acceptance: float, cost_ratio: float, num_drafted: int) -> flo
         cost_ratio: cost of one draft step over one dense step, c.
         num_drafted: tokens drafted per dense step, γ.
     """
-    if acceptance >= 1:
-        expected = num_drafted + 1.0
-    else:
-        expected = (1 - acceptance ** (num_drafted + 1)) / (1 - acceptance)
+    expected = sum(acceptance**count for count in range(num_drafted + 1))
     return expected / (num_drafted * cost_ratio + 1)
 
 

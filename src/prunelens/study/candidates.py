@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, load
-from prunelens.models.surgery import Drop, dropped, num_parameters
+from prunelens.models.surgery import NOTHING, Drop, dropped, num_parameters
 from prunelens.pruning.importance import Ranking, check_counts, resolve
 from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
 
@@ -21,7 +21,7 @@ class Candidate:
     label: str
     recipe: Recipe | None = None
     model: Model | None = None
-    drop: Drop = Drop()
+    drop: Drop = NOTHING
 
     def network(self, dense: Model) -> Model:
         """The model whose weights are used."""
@@ -47,10 +47,8 @@ def open_candidates(dense: Model, compressed: Sequence[Compressible]) -> list[Ca
         PrunelensError: nothing to compare, the same thing twice, a bad recipe, a model that does not open or
             has another vocabulary.
     """
-    if not compressed:
-        raise PrunelensError("expected at least one compressed model or recipe, such as drop-attention:1")
     found: list[Candidate] = []
-    recipes = [_recipe(item) for item in compressed]
+    recipes = parse_candidates(compressed)
     for recipe in recipes:
         if recipe is not None:
             check_counts(recipe, dense)
@@ -61,6 +59,17 @@ def open_candidates(dense: Model, compressed: Sequence[Compressible]) -> list[Ca
         if labels.count(label) > 1:
             raise PrunelensError(f"{label} is given twice; name each compressed model once")
     return found
+
+
+def parse_candidates(compressed: Sequence[Compressible]) -> list[Recipe | None]:
+    """The recipe of each candidate, or None for a model.
+
+    Raises:
+        PrunelensError: nothing to compare, or a malformed recipe.
+    """
+    if not compressed:
+        raise PrunelensError("expected at least one compressed model or recipe, such as drop-attention:1")
+    return [_recipe(item) for item in compressed]
 
 
 def resolve_candidates(candidates: Sequence[Candidate], dense: Model, ranking: Ranking | None) -> None:

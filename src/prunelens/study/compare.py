@@ -17,7 +17,7 @@ from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.spaces.head import Pair, stream_pairs
 from prunelens.spaces.survival import common_prefix
-from prunelens.study.candidates import Candidate, Compressible, open_candidates, resolve_candidates
+from prunelens.study.candidates import Candidate, Compressible, open_candidates, parse_candidates, resolve_candidates
 from prunelens.study.result import Comparison
 from prunelens.study.store import FORMAT, FORMAT_VERSION, SCHEMAS, STAT_COLUMNS, Run
 from prunelens.study.summary import summarise
@@ -44,7 +44,9 @@ Advance = Callable[[int], None]
 class Reporter(Protocol):
     """Shows progress: called with a stage and its total, gives a function to call with what was finished."""
 
-    def __call__(self, stage: str, total: int) -> Advance: ...
+    def __call__(self, stage: str, total: int) -> Advance:
+        """Begin a stage."""
+        ...
 
 
 def silent(stage: str, total: int) -> Advance:
@@ -94,8 +96,7 @@ def compare(
     Raises:
         PrunelensError: bad input, before anything is computed.
     """
-    chosen = Settings(**settings)
-    chosen.check()
+    chosen = check_inputs(compressed, settings)
     texts = read_prompts(prompts) if isinstance(prompts, str | Path) else list(prompts)
     if not texts:
         raise PrunelensError("expected at least one prompt, found none")
@@ -105,6 +106,18 @@ def compare(
     calibration = read_calibration(Path(chosen.calibration), model) if chosen.calibration else None
     study = _Study(model, candidates, encoded, chosen, reporter)
     return study.run(calibration)
+
+
+def check_inputs(compressed: Sequence[Compressible], settings: dict[str, Any]) -> Settings:
+    """Refuse what needs no model to be seen wrong.
+
+    Raises:
+        PrunelensError: settings without meaning, a malformed recipe, nothing to compare.
+    """
+    chosen = Settings(**{name: value for name, value in settings.items() if name != "prompts"})
+    chosen.check()
+    parse_candidates(compressed)
+    return chosen
 
 
 class _Study:
@@ -162,9 +175,7 @@ class _Study:
             advance,
         )
         for trace, written in (("greedy", greedy), ("sampled", [draw.continuation for draw in sampled])):
-            self.parts["continuations"].append(
-                continuation_rows("dense", trace, self.prompts, written, self.dense)
-            )
+            self.parts["continuations"].append(continuation_rows("dense", trace, self.prompts, written, self.dense))
         return greedy, sampled
 
     def _writing(self, stage: str) -> Advance:

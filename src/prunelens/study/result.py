@@ -31,14 +31,17 @@ class Comparison:
 
     @property
     def tables(self) -> dict[str, pa.Table]:
+        """Arrow tables by name; `.to_pandas()` where pandas is installed."""
         return self._run.tables
 
     @property
     def info(self) -> dict[str, Any]:
+        """The content of run.json."""
         return self._run.info
 
     @property
     def summary(self) -> list[dict[str, Any]]:
+        """One record per compressed model."""
         return self._run.info["summary"]
 
     def report(self, folder: str | Path) -> Path:

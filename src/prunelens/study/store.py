@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prunelens.errors import PrunelensError
+from prunelens.models.cache import write_whole
 
 FORMAT = "prunelens-run"
 FORMAT_VERSION = 1
@@ -51,8 +52,7 @@ STAT_COLUMNS = {
 """Columns of row statistics and their units."""
 
 STAT_FIELDS = [
-    (name, {"bool": pa.bool_(), "rank": pa.int32()}.get(unit, pa.float64()))
-    for name, unit in STAT_COLUMNS.items()
+    (name, {"bool": pa.bool_(), "rank": pa.int32()}.get(unit, pa.float64())) for name, unit in STAT_COLUMNS.items()
 ]
 CURVES = ("survival_sampled", "survival_bound", "survival_greedy", "survival_coupled", "survival_free")
 
@@ -150,13 +150,34 @@ def new_folder(target: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         _swap(temporary, target)
     except OSError as error:
-        raise PrunelensError(
-            f"the run could not be written to {target} ({error.strerror or error}); free space, or choose a "
-            "folder you may write to"
-        ) from error
+        raise _unwritable(target, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def probe_target(target: Path) -> None:
+    """Find out before hours of work whether a run can be written to `target`.
+
+    Raises:
+        PrunelensError: `target` exists and is not a run, or there are no rights there.
+    """
+    check_target(target)
+    missing = [parent for parent in target.parents if not parent.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")).rmdir()
+        for parent in missing:
+            parent.rmdir()
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def _unwritable(target: Path, error: OSError) -> PrunelensError:
+    return PrunelensError(
+        f"the run cannot be written to {target} ({error.strerror or error}); free space, or choose a folder you "
+        "may write to"
+    )
 
 
 def check_target(target: Path) -> None:
@@ -199,6 +220,20 @@ def write_run(run: Run, folder: Path) -> None:
     (folder / "run.json").write_text(content + "\n", encoding="utf-8")
 
 
+def replace_page(folder: Path, page: str) -> Path:
+    """Put a new page into a run, whole or not at all; returns its path.
+
+    Raises:
+        PrunelensError: no rights or no space.
+    """
+    path = folder / "report.html"
+    try:
+        write_whole(path, page)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return path
+
+
 def read_run(folder: Path) -> Run:
     """Read a run back.
 
@@ -217,11 +252,7 @@ def read_run(folder: Path) -> Run:
         tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS}
         for name, table in tables.items():
             if not table.schema.equals(SCHEMAS[name]):
-                raise PrunelensError(
-                    f"{folder}/{name}.parquet has other columns than expected; run compare again"
-                )
+                raise PrunelensError(f"{folder}/{name}.parquet has other columns than expected; run compare again")
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise PrunelensError(
-            f"the run in {folder} is damaged ({str(error)[:160]}); run compare again"
-        ) from error
+        raise PrunelensError(f"the run in {folder} is damaged ({str(error)[:160]}); run compare again") from error
     return Run(tables, info)

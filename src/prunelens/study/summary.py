@@ -46,8 +46,7 @@ def _summary(tables: dict[str, pa.Table], info: dict[str, Any], record: dict[str
         "compressed": label,
         "parameters": record["parameters"],
         "parameters_saved": 1 - cost_ratio,
-        "kl": _quantiles(greedy, "kl_dense_compressed")
-        | _interval(token_mean(greedy, "kl_dense_compressed")),
+        "kl": _quantiles(greedy, "kl_dense_compressed") | _interval(token_mean(greedy, "kl_dense_compressed")),
         "tv": _interval(token_mean(greedy, "tv")),
         "same_top1": _interval(token_mean(greedy, "same_top1")),
         "cosines": {

@@ -30,10 +30,7 @@ def prompts_table(prompts: Sequence[Prompt]) -> pa.Table:
     names = SCHEMAS["prompts"].names
     return pa.Table.from_pylist(
         [
-            {
-                name: list(value) if isinstance(value := getattr(prompt, name), tuple) else value
-                for name in names
-            }
+            {name: list(value) if isinstance(value := getattr(prompt, name), tuple) else value for name in names}
             for prompt in prompts
         ],
         SCHEMAS["prompts"],
@@ -75,9 +72,7 @@ def steps_rows(
     return _table("steps", columns, stats)
 
 
-def prompt_end_rows(
-    label: str, prompts: Sequence[Prompt], found: dict[str, list[tuple[int, Stats]]]
-) -> list[pa.Table]:
+def prompt_end_rows(label: str, prompts: Sequence[Prompt], found: dict[str, list[tuple[int, Stats]]]) -> list[pa.Table]:
     """Rows of `prompt_end` for one compressed model."""
     tables = []
     for space, rows in found.items():
@@ -193,6 +188,4 @@ def alternative_rows(
         columns[f"{side}_tokens"] = [[model.tokenizer.decode([token]) for token in row] for row in ids]
         columns[f"{side}_probs"] = stats[f"top_probs_{side}"][:, :NUM_ALTERNATIVES].tolist()
     schema = SCHEMAS["alternatives"]
-    return pa.Table.from_arrays(
-        [pa.array(columns[field.name], field.type) for field in schema], schema=schema
-    )
+    return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)

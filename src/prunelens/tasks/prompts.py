@@ -87,9 +87,7 @@ def encode(texts: list[PromptText], model: Model, chat_template: bool, max_new_t
 def _encode(text: PromptText, model: Model, use_template: bool, max_new_tokens: int) -> Prompt:
     tokenizer = model.tokenizer
     if use_template:
-        rendered = tokenizer.apply_chat_template(
-            list(text.messages), tokenize=False, add_generation_prompt=True
-        )
+        rendered = tokenizer.apply_chat_template(list(text.messages), tokenize=False, add_generation_prompt=True)
         ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     else:
         rendered = text.text
@@ -104,14 +102,10 @@ def _encode(text: PromptText, model: Model, use_template: bool, max_new_tokens: 
             f"tokens of {model.name}; shorten it or lower --max-new-tokens"
         )
     option_ids, problem = _option_ids(text, tokenizer, rendered, list(ids))
-    return Prompt(
-        text.prompt_id, text.kind, text.text, tuple(ids), text.options, option_ids, text.answer, problem
-    )
+    return Prompt(text.prompt_id, text.kind, text.text, tuple(ids), text.options, option_ids, text.answer, problem)
 
 
-def _option_ids(
-    text: PromptText, tokenizer: Any, rendered: str, ids: list[int]
-) -> tuple[tuple[int, ...], str | None]:
+def _option_ids(text: PromptText, tokenizer: Any, rendered: str, ids: list[int]) -> tuple[tuple[int, ...], str | None]:
     """The first token of each option when it continues the prompt."""
     if not text.options:
         return (), None

@@ -38,6 +38,7 @@ class Coupled:
         self.agreed = 0
 
     def choose(self, step: int, logits: Float[Tensor, " V"]) -> int:
+        """The token of `step` (from 0)."""
         written = self._dense.continuation
         token, own = written.token_ids[step], softmax(logits, self._temperature)
         accept, choice = self._uniforms[step]

@@ -38,6 +38,7 @@ class Greedy:
     finished = False
 
     def choose(self, step: int, logits: Float[Tensor, " V"]) -> int:
+        """The token of `step` (from 0)."""
         return int(logits.argmax())
 
 
@@ -52,6 +53,7 @@ class Sampled:
         self.probs: list[float] = []
 
     def choose(self, step: int, logits: Float[Tensor, " V"]) -> int:
+        """The token of `step` (from 0)."""
         probs = softmax(logits, self._temperature)
         token = draw(probs, float(self._uniforms[step]))
         self.probs.append(float(probs[token]))
@@ -120,9 +122,7 @@ def write(
     return [found[row] for row in range(len(prompts))]
 
 
-def _group(
-    order: list[int], prompts: Sequence[Sequence[int]], batch_size: int, dtype: torch.dtype
-) -> list[list[int]]:
+def _group(order: list[int], prompts: Sequence[Sequence[int]], batch_size: int, dtype: torch.dtype) -> list[list[int]]:
     """Rows decoded together; in float64 only rows of one length.
 
     (The float64 mask value overflows to -inf where a family's attention works in float32, so padded rows

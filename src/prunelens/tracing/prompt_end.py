@@ -67,9 +67,7 @@ def _option_rows(
         compressed = pair.head(pair.states[index : index + 1]).to(logits.device)[:, ids]
         answer = _answer_index(prompt)
         reference = dense.argmax(-1) if answer is None else torch.tensor([answer], device=ids.device)
-        stats = {
-            name: value.cpu() for name, value in pair_stats(dense, compressed, reference, temperature).items()
-        }
+        stats = {name: value.cpu() for name, value in pair_stats(dense, compressed, reference, temperature).items()}
         hidden = {name: whole[name][index : index + 1] for name in whole if name.startswith("hidden_")}
         rows.append((index, stats | hidden | {"token_id": ids[reference].cpu()}))
     return rows

@@ -1,0 +1,240 @@
+"""What the terminal shows: progress with ETA, the answer as a table, and the first prompt side by side."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from prunelens.study.summary import free_agreement, texts_of
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """A progress display on stderr; the body gets a reporter for `compare`."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as display:
+
+        def reporter(stage: str, total: int) -> Callable[[int], None]:
+            task = display.add_task(plain(stage), total=total)
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                display.update(task, completed=min(done, total))
+
+            return advance
+
+        yield reporter
+        for task in display.tasks:  # texts that ended early leave their bars short
+            display.update(task.id, completed=task.total)
+
+
+def plain(text: str) -> str:
+    """Text without control characters, so that no model or file can steer the terminal."""
+    return "".join(
+        letter if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf") else "\N{REPLACEMENT CHARACTER}"
+        for letter in text
+    )
+
+
+def print_result(tables: dict[str, pa.Table], info: dict[str, Any]) -> None:
+    """The answer first, then what was noticed, then the first prompt side by side."""
+    console = Console()
+    console.print(answer_table(info))
+    for remark in _remarks(info):
+        console.print(Text(remark, style="dim"))
+    console.print(_side_by_side(tables, info))
+
+
+def answer_table(info: dict[str, Any]) -> Table:
+    """One column per compressed model, one row per question."""
+    prompts = info["summary"][0]["greedy_check"]["prompts"]
+    title = f"{plain(info['dense']['name'])} against {len(info['summary'])} compressed, {prompts} prompts"
+    table = Table(title=Text(title), caption="[95 % interval over prompts]", show_lines=False)
+    table.add_column("")
+    for record in info["summary"]:
+        table.add_column(Text(plain(record["compressed"])), justify="right")
+    for name, show in ROWS:
+        table.add_row(name, *[Text(show(record)) for record in info["summary"]])
+    return table
+
+
+def _survival(n: str) -> Callable[[dict[str, Any]], str]:
+    def show(record: dict[str, Any]) -> str:
+        found = record["survival"].get(n)
+        return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" if found else "text too short"
+
+    return show
+
+
+def _faithful(record: dict[str, Any]) -> str:
+    found = record["faithful_length"]
+    return f"{'≥ ' if found['beyond_horizon'] else ''}{found['median']} tokens"
+
+
+def _agreed(record: dict[str, Any]) -> str:
+    found = record["faithful_length"]["expected"]
+    return f"{found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
+
+
+def _divergent(record: dict[str, Any]) -> str:
+    found = record["first_divergent_token"]
+    if found["median"] is None:
+        return f"none in {found['never']} of {found['prompts']}"
+    return f"{found['median']:g}"
+
+
+def _options(record: dict[str, Any]) -> str:
+    found = record["options"]
+    return f"{found['same_choice']} of {found['prompts']}" if found else "no such prompts"
+
+
+ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    ("parameters saved", lambda record: f"{100 * record['parameters_saved']:.2f} %"),
+    (
+        "KL per token, mean (nats)",
+        lambda record: f"{record['kl']['mean']:.4f} [{record['kl']['low']:.4f}, {record['kl']['high']:.4f}]",
+    ),
+    ("KL, 95th percentile (nats)", lambda record: f"{record['kl']['p95']:.4f}"),
+    ("same top-1", lambda record: f"{100 * record['same_top1']['mean']:.1f} %"),
+    ("same multiple choice", _options),
+    ("S(8): 8 sampled tokens agree", _survival("8")),
+    ("S(32)", _survival("32")),
+    ("faithful length, S(n) ≥ ½", _faithful),
+    ("expected agreed tokens", _agreed),
+    ("first divergent token, greedy", _divergent),
+]
+
+
+def _remarks(info: dict[str, Any]) -> list[str]:
+    remarks = [plain(note) for note in info["notes"]]
+    for record in info["summary"]:
+        check = record["greedy_check"]
+        name = plain(record["compressed"])
+        if check["ties"]:
+            ids = ", ".join(plain(tie["prompt_id"]) for tie in check["ties"])
+            remarks.append(f"{name}: greedy decoding met ties that rounding decides ({ids})")
+        if check["unexplained"]:
+            ids = ", ".join(plain(case["prompt_id"]) for case in check["unexplained"])
+            remarks.append(f"{name}: greedy decoding differs from the teacher-forced prediction on {ids}")
+    return remarks
+
+
+def _side_by_side(tables: dict[str, pa.Table], info: dict[str, Any]) -> Group:
+    prompt = tables["prompts"].slice(0, 1).to_pylist()[0]
+    key = prompt["prompt_id"]
+    parts: list[Any] = [Panel(Text(plain(prompt["text"])), title="first prompt", title_align="left")]
+    dense = texts_of(tables, "dense")[key]
+    parts.append(Panel(Text(_shown(dense["tokens"], dense["ended"])), title="dense", title_align="left"))
+    for record in info["summary"]:
+        label = record["compressed"]
+        own = texts_of(tables, label)[key]
+        agreed = min(free_agreement(tables, label)[key], len(own["tokens"]))
+        text = Text(_shown(own["tokens"][:agreed], own["ended"] and agreed == len(own["tokens"])))
+        if agreed < len(own["tokens"]):
+            text.append("⟂", style="bold red")
+            text.append(_shown(own["tokens"][agreed:], own["ended"]), style="red")
+        parts.append(Panel(text, title=Text(plain(label)), title_align="left"))
+    return Group(*parts)
+
+
+def _shown(tokens: list[str], ended: bool) -> str:
+    kept = tokens[:-1] if ended else tokens
+    return plain("".join(kept)) + (" ⏹" if ended else "")
+
+
+def describe_model(model: Any) -> dict[str, Any]:
+    """What `inspect` found, for machines."""
+    anatomy, config = model.anatomy, model.network.config
+    return {
+        "name": model.name,
+        "family": config.model_type,
+        "fingerprint": model.fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "parameters": sum(weight.numel() for weight in model.network.parameters()),
+        "hidden_size": anatomy.hidden_size,
+        "vocab_size": anatomy.vocab_size,
+        "context_length": model.context_length,
+        "chat_template": getattr(model.tokenizer, "chat_template", None) is not None,
+        "decoder": anatomy.decoder,
+        "final_norm": anatomy.final_norm,
+        "head": anatomy.head,
+        "notes": model.notes,
+        "blocks": [
+            {
+                "layer_idx": block.layer_idx,
+                "name": block.name,
+                "layout": block.layout,
+                "sublayers": [
+                    {
+                        "kind": part.kind,
+                        "name": part.name,
+                        "class": type(part.module).__name__,
+                        "norms": list(part.norms),
+                        "scale": part.scale,
+                        "parameters": sum(weight.numel() for weight in part.module.parameters()),
+                    }
+                    for part in block.sublayers
+                ],
+            }
+            for block in anatomy.blocks
+        ],
+    }
+
+
+def print_anatomy(model: Any) -> None:
+    """A table of blocks; runs of equal ones are one row."""
+    found = describe_model(model)
+    console = Console()
+    facts = Table.grid(padding=(0, 2))
+    for name in ("family", "parameters", "hidden_size", "vocab_size", "context_length", "chat_template", "dtype"):
+        value = found[name]
+        facts.add_row(name.replace("_", " "), f"{value:,}" if type(value) is int else Text(plain(str(value))))
+    for name in ("decoder", "final_norm", "head", "fingerprint"):
+        facts.add_row(name.replace("_", " "), Text(plain(str(found[name]))))
+    console.print(Text(plain(found["name"]), style="bold"), facts)
+    for _, group in groupby(found["blocks"], key=_shape):
+        blocks = list(group)
+        first, last = blocks[0]["layer_idx"], blocks[-1]["layer_idx"]
+        span = f"block {first}" if first == last else f"blocks {first}-{last}"
+        table = Table.grid(padding=(0, 2))
+        for part in blocks[0]["sublayers"]:
+            norms = ", ".join(map(_leaf, part["norms"])) or "shared"
+            cells = ["  " + part["kind"], _pattern(part["name"]), f"{part['parameters']:,}", f"norm {norms}"]
+            table.add_row(*[Text(plain(cell)) for cell in cells])
+        console.print(Text(f"{span}, {blocks[0]['layout']}"), table)
+    for note in found["notes"]:
+        console.print(Text(plain(note), style="dim"))
+    console.print("Residual stream, logits, causality and replay were rebuilt from these parts: proved.")
+
+
+def _shape(block: dict[str, Any]) -> Any:
+    parts = [(part["kind"], _pattern(part["name"]), part["class"], part["parameters"]) for part in block["sublayers"]]
+    return block["layout"], parts
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".{i}.", name)
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
