@@ -81,13 +81,14 @@ class PairedRows:
         """
         compressed_ids = top_ids(logits, TOP_K)
         shift = self._normalise(logits, compressed_ids[:, :1], self._d, self._e)
+        entropy_compressed = -self._dot(self._d, self._e)
         self._d -= self._la
         self._e -= self._p
         stats = self._decisions(logits, compressed_ids, token_ids)
         moments = self._moments()
-        stats |= self._logit_stats(shift - self._shift)
+        stats |= self._logit_stats(shift - self._shift + moments["mean_p"])
         stats |= self._estimates(moments)
-        stats |= self._divergences(moments["mean_p"])
+        stats |= self._divergences(moments["mean_p"], entropy_compressed)
         stats["amplification"] = _ratio(stats.pop("prob_deviation"), stats.pop("logit_deviation"))
         stats["amplification_estimate"] = _ratio(moments["var_r"], stats["logit_rho"] ** 2)
         return stats
@@ -111,21 +112,16 @@ class PairedRows:
         return torch.mul(x, y, out=self._scratch).sum(-1)
 
     def _moments(self) -> dict[str, Tensor]:
-        """Central moments of d under p and under r = p²/‖p‖²; d has nearly zero mean already."""
+        """Mean of d under p, then central moments under p and under r = p²/‖p‖²; leaves d centred."""
         p, d = self._p, self._d
-        pd = torch.mul(p, d, out=self._scratch)
-        mean_p = pd.sum(-1)
-        raw2 = pd.mul_(d).sum(-1)
-        raw3 = pd.mul_(d).sum(-1)
+        mean_p = self._dot(p, d)
+        d -= mean_p.unsqueeze(-1)
+        pdd = torch.mul(p, d, out=self._scratch).mul_(d)
+        var_p, third_p = pdd.sum(-1), pdd.mul_(d).sum(-1)
         ppd = torch.mul(p, d, out=self._scratch).mul_(p)
         mean_r = ppd.sum(-1) / self._squared_p
         raw2_r = ppd.mul_(d).sum(-1) / self._squared_p
-        return {
-            "mean_p": mean_p,
-            "var_p": (raw2 - mean_p**2).clamp_min(0),
-            "third_p": raw3 - 3 * mean_p * raw2 + 2 * mean_p**3,
-            "var_r": (raw2_r - mean_r**2).clamp_min(0),
-        }
+        return {"mean_p": mean_p, "var_p": var_p, "third_p": third_p, "var_r": (raw2_r - mean_r**2).clamp_min(0)}
 
     def _logit_stats(self, d_shift: Tensor) -> dict[str, Tensor]:
         """Z1 and Z2, from z/T = la + shift and Δz/T = d + d_shift with means taken out first."""
@@ -161,21 +157,23 @@ class PairedRows:
             "trust": torch.where(var_p == 0, 0.0, third.abs() / (3 * var_p)),
         }
 
-    def _divergences(self, mean_d: Tensor) -> dict[str, Tensor]:
+    def _divergences(self, mean_d: Tensor, entropy_compressed: Tensor) -> dict[str, Tensor]:
         """P1, P2 and the entropies; nats.
 
         KL(p‖p') = Σ(p' - p - p·d), every term of which is positive; the sum of both directions is Σe·d; and
         JS = ¼Σe·d - ½Σ(p+p')·log cosh(d/2).
         """
         p, d, e = self._p, self._d, self._e
-        sum_e, both_kl = e.sum(-1), self._dot(e, d)
-        entropy_compressed = self._entropy - mean_d - self._dot(e, self._la) - both_kl
+        sum_e = e.sum(-1)
+        both_kl = self._dot(e, d) + mean_d * sum_e
         alpha = self._dot(p, e) / self._squared_p
         rho_squared = (self._dot(e, e) / self._squared_p - alpha**2).clamp_min(0)
         cosine, deviation = cosine_from_split(alpha, rho_squared)
         tv = 0.5 * torch.abs(e, out=self._scratch).sum(-1)
         mixture = torch.add(e, p, alpha=2, out=self._scratch)
-        log_cosh = d.mul_(0.25).sinh_().square_().mul_(2).log1p_()  # of d/2; d is not needed any more
+        log_cosh = (
+            d.add_(mean_d.unsqueeze(-1)).mul_(0.25).sinh_().square_().mul_(2).log1p_()
+        )  # of d/2; d is not needed any more
         js = 0.25 * both_kl - 0.5 * log_cosh.mul_(mixture).sum(-1)
         if not bool(torch.isfinite(js).all()):  # log cosh overflows for |d| > 1400
             half = torch.add(p, e, alpha=0.5)

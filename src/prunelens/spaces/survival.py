@@ -24,7 +24,7 @@ class Interval:
 
 
 def survival_rows(
-    acceptance: Sequence[Float[np.ndarray, " n"]], tv: Sequence[Float[np.ndarray, " n"]], horizon: int
+    acceptance: Sequence[Float[np.ndarray, " _"]], tv: Sequence[Float[np.ndarray, " _"]], horizon: int
 ) -> Float[np.ndarray, "P N"]:
     """S2 for each sampled trajectory: Π_{t<n} a_t · (1 - TV_n), the form with the smaller variance.
 
@@ -42,7 +42,7 @@ def survival_rows(
     return rows
 
 
-def bound_rows(log_ratio: Sequence[Float[np.ndarray, " n"]], horizon: int) -> Float[np.ndarray, "P N"]:
+def bound_rows(log_ratio: Sequence[Float[np.ndarray, " _"]], horizon: int) -> Float[np.ndarray, "P N"]:
     """S2' for each sampled trajectory: min(1, Π_{t≤n} p'/p), whose mean is 1 - TV of texts of n tokens.
 
     Args:

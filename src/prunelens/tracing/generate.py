@@ -71,7 +71,7 @@ class Continuation:
     """
 
     token_ids: list[int]
-    states: Float[Tensor, "n d"]
+    states: Float[Tensor, "_ d"]
     ended: bool
 
 
