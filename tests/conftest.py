@@ -1,5 +1,6 @@
 """Models and tokenizers for the tests: tiny random ones of every family, and the real built-in one."""
 
+import math
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -82,6 +83,16 @@ def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, seed: 
 def words(*tokens: int) -> str:
     """Text that the tiny tokenizer turns into these token ids."""
     return " ".join(f"w{token}" for token in tokens)
+
+
+def assert_stats(found: dict, row: int, expected: dict, relative: float) -> None:
+    """One row of statistics against an oracle's; None there means undefined, NaN here."""
+    for name, value in expected.items():
+        got = found[name][row].item()
+        if value is None:
+            assert math.isnan(got), name
+        else:
+            assert got == pytest.approx(value, rel=relative, abs=1e-13), name
 
 
 @pytest.fixture(params=FAMILIES)

@@ -1,14 +1,16 @@
 """Row statistics against the float64 oracle, and their invariants."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import oracle
+from conftest import assert_stats
 from prunelens.spaces.distributions import PairedRows, pair_stats, top_ids
 
 CASES = [
@@ -28,15 +30,6 @@ def pair(num_tokens: int, size: float, rows: int = 3, seed: int = 0, dtype: torc
     compressed = dense + size * torch.randn(rows, num_tokens, generator=generator, dtype=torch.float64)
     tokens = torch.randint(0, num_tokens, (rows,), generator=generator)
     return dense.to(dtype), compressed.to(dtype), tokens
-
-
-def assert_stats(found: dict, row: int, expected: dict, relative: float) -> None:
-    for name, value in expected.items():
-        got = found[name][row].item()
-        if value is None:
-            assert math.isnan(got), name
-        else:
-            assert got == pytest.approx(value, rel=relative, abs=1e-13), name
 
 
 @pytest.mark.parametrize(("num_tokens", "temperature", "size"), CASES)
@@ -72,9 +65,13 @@ def test_same_logits_give_exact_zeros() -> None:
     assert found["amplification_estimate"].isnan().all()
 
 
-SHIFT_FREE = """logit_cosine_centered logit_var_uniform prob_cosine kl_dense_compressed kl_compressed_dense js tv
-same_top1 rank_of_dense_top1 topk_overlap delta_p_top1 delta_p_token entropy_dense entropy_compressed acceptance
-prob_deviation_estimate kl_estimate kl_estimate_third trust""".split()
+SHIFT_FREE = (
+    "logit_cosine_centered logit_var_uniform prob_cosine kl_dense_compressed kl_compressed_dense js "
+    "tv same_top1 rank_of_dense_top1 topk_overlap delta_p_top1 delta_p_token "
+    "entropy_dense entropy_compressed acceptance prob_deviation_estimate kl_estimate kl_estimate_third "
+    "trust "
+).split()
+
 
 
 @settings(max_examples=40, deadline=None)
@@ -126,7 +123,7 @@ def test_estimates_converge_at_their_order(truth: str, estimate: str, order: int
         found = pair_stats(dense, dense + size * (compressed - dense), tokens)
         exact = 1 - found[truth] if truth == "prob_cosine" else found[truth]
         errors.append(abs(float(found[estimate] / exact - 1)))
-    for before, after in zip(errors, errors[1:], strict=False):
+    for before, after in pairwise(errors):
         assert before / after == pytest.approx(2**order, rel=0.15)
 
 

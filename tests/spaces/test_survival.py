@@ -3,11 +3,11 @@
 import itertools
 
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import oracle
 from prunelens.spaces import survival
 
 

@@ -1,9 +1,9 @@
 """The embedding space against the oracle, and Theorem 1 at its order."""
 
-import oracle
 import pytest
 import torch
 
+import oracle
 from prunelens.spaces.vectors import cosine_from_split, hidden_stats, split_deviation
 
 

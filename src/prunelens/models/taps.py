@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 
-class GivenStates(BaseModelOutputWithPast):
+class _GivenStates(BaseModelOutputWithPast):
     """States in place of a decoder's output; what else a family's head may ask for is None."""
 
     def __getattr__(self, name: str) -> None:
@@ -42,7 +42,7 @@ def head_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
     def head(states: Float[Tensor, "rows d"]) -> Float[Tensor, "rows V"]:
         def given(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
-            return GivenStates(last_hidden_state=states.unsqueeze(0))
+            return _GivenStates(last_hidden_state=states.unsqueeze(0))
 
         ids = torch.zeros(1, states.shape[0], dtype=torch.int64, device=states.device)
         with torch.inference_mode(), replaced_forward({decoder: given}):

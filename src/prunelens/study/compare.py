@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import torch
@@ -41,6 +41,7 @@ from prunelens.tracing.prompt_end import prompt_end_stats
 Advance = Callable[[int], None]
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Shows progress: called with a stage and its total, gives a function to call with what was finished."""
 
@@ -256,7 +257,7 @@ class _Study:
 
     def _run_free(
         self, candidate: Candidate, greedy: list[Continuation], sampled: list[Draw]
-    ) -> tuple[list[Continuation], list[int]]:
+    ) -> tuple[list[Continuation], list[list[int]]]:
         chosen = self.settings
         ids = [prompt.token_ids for prompt in self.prompts]
         advance = self._writing(f"{candidate.label} writes")
@@ -265,7 +266,6 @@ class _Study:
                 model,
                 ids,
                 sampled,
-                self.dense.head,
                 chosen.max_new_tokens,
                 chosen.temperature,
                 chosen.seed,
@@ -278,7 +278,7 @@ class _Study:
         candidate: Candidate,
         greedy: list[Continuation],
         free: list[Continuation],
-        agreed: list[int],
+        agreed: list[list[int]],
     ) -> None:
         trajectories, left, right, parted = [], [], [], []
         for index, (dense, own) in enumerate(zip(greedy, free, strict=True)):
@@ -305,22 +305,15 @@ class _Study:
         stats: Stats,
         greedy: list[Continuation],
         free: list[Continuation],
-        agreed: list[int],
+        agreed: list[list[int]],
     ) -> None:
         horizon = self.settings.max_new_tokens
         lengths = [len(trajectory.token_ids) for trajectory in trajectories]
         pieces = {name: value.split(lengths) for name, value in stats.items()}
         each = [{name: pieces[name][row] for name in pieces} for row in range(len(trajectories))]
         half = len(self.prompts)
-        sampled_ended = [trajectory.ended for trajectory in trajectories[half:]]
-        coupled = [
-            horizon if ended and length == count else length
-            for length, ended, count in zip(agreed, sampled_ended, lengths[half:], strict=True)
-        ]
         texts = [(dense.token_ids, own.token_ids) for dense, own in zip(greedy, free, strict=True)]
-        self.parts["survival"].append(
-            survival_table(candidate.label, each[half:], each[:half], texts, coupled, horizon)
-        )
+        self.parts["survival"].append(survival_table(candidate.label, each[half:], each[:half], texts, agreed, horizon))
 
     def _collect(self, tables: dict[str, pa.Table], ranking: Ranking | None) -> Comparison:
         dense_parameters = Candidate("dense").num_parameters(self.dense)

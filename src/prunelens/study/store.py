@@ -108,7 +108,7 @@ SCHEMAS = {
             ("tokens", pa.list_(pa.string())),
             ("text", pa.string()),
             ("ended", pa.bool_()),
-            ("agreed", pa.int32()),
+            ("agreed", pa.list_(pa.int32())),
         ]
     ),
     "alternatives": pa.schema(

@@ -114,7 +114,7 @@ def survival_table(
     sampled: Sequence[Stats],
     greedy: Sequence[Stats],
     free: Sequence[tuple[Sequence[int], Sequence[int]]],
-    coupled: Sequence[int],
+    coupled: Sequence[Sequence[int]],
     horizon: int,
 ) -> pa.Table:
     """`survival` of one compressed model for n = 1 … horizon.
@@ -123,7 +123,7 @@ def survival_table(
         sampled: row statistics of each sampled trajectory (L3).
         greedy: the same of each greedy trajectory.
         free: the dense and the compressed greedy text of each prompt (L4).
-        coupled: agreed tokens of the simulated coupling (S3').
+        coupled: agreed tokens of the simulated couplings of each prompt (S3').
     """
     numpy = [{name: value.numpy() for name, value in stats.items()} for stats in sampled]
     predicted = [agreed_length(stats["same_top1"].tolist(), horizon) for stats in greedy]
@@ -134,7 +134,7 @@ def survival_table(
         ),
         "survival_bound": bound_rows([stats["log_ratio_token"] for stats in numpy], horizon),
         "survival_greedy": agreement_rows(predicted, horizon),
-        "survival_coupled": agreement_rows(coupled, horizon),
+        "survival_coupled": np.stack([agreement_rows(lengths, horizon).mean(axis=0) for lengths in coupled]),
         "survival_free": agreement_rows(measured, horizon),
     }
     columns: dict[str, Any] = {"compressed": [label] * horizon, "n": np.arange(1, horizon + 1)}
@@ -153,7 +153,7 @@ def continuation_rows(
     prompts: Sequence[Prompt],
     written: Sequence[Continuation],
     model: Model,
-    agreed: Sequence[int] | None = None,
+    agreed: Sequence[Sequence[int]] | None = None,
 ) -> pa.Table:
     """Rows of `continuations`: what a model wrote, with each token's text."""
     tokenizer = model.tokenizer

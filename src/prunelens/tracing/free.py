@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prunelens.models.loading import Model
-from prunelens.spaces.head import Head
-from prunelens.tracing.generate import Continuation, Greedy, Rule, Sampled, draw, softmax, uniforms, write
+from prunelens.tracing.generate import Continuation, Greedy, Rule, Sampled, softmax, uniforms, write
+
+NUM_COUPLINGS = 16
 
 
 @dataclass(frozen=True)
@@ -22,34 +22,31 @@ class Draw:
 
 
 class Coupled:
-    """The optimal coupling, token by token, of a model with a dense trajectory (S3').
+    """Optimal couplings, token by token, of a model with a dense trajectory (S3').
 
-    At each step the dense model's token x is kept with probability min(1, p'(x)/p(x)); otherwise the token
-    is drawn from the normalised positive part of p' - p, the texts part and the row ends. The token written
-    is thus an exact draw from p'.
+    A coupling keeps the dense model's token x with probability min(1, p'(x)/p(x)). Otherwise its next token
+    is a draw from the normalised positive part of p' - p, which never is x: the texts have parted, and how
+    many tokens agreed is known. Until then both texts are the same, so one row of decoding carries several
+    couplings; it ends when the last one has parted.
     """
 
-    def __init__(self, dense: Draw, dense_head: Head, uniforms: np.ndarray, temperature: float) -> None:
+    def __init__(self, dense: Draw, numbers: Float[np.ndarray, "steps couplings"], temperature: float) -> None:
         self._dense = dense
-        self._dense_head = dense_head
-        self._uniforms = uniforms.reshape(-1, 2)
+        self._numbers = numbers
         self._temperature = temperature
+        self._together: Bool[np.ndarray, " couplings"] = np.ones(numbers.shape[1], dtype=bool)
+        self.agreed = np.zeros(numbers.shape[1], dtype=int)
         self.finished = False
-        self.agreed = 0
 
     def choose(self, step: int, logits: Float[Tensor, " V"]) -> int:
-        """The token of `step` (from 0)."""
-        written = self._dense.continuation
-        token, own = written.token_ids[step], softmax(logits, self._temperature)
-        accept, choice = self._uniforms[step]
-        if accept * self._dense.probs[step] < float(own[token]):
-            self.agreed = step + 1
-            self.finished = self.agreed == len(written.token_ids)
-            return token
-        self.finished = True
-        dense = softmax(self._dense_head(written.states[step : step + 1])[0], self._temperature)
-        surplus = (own - dense.to(own.device)).clamp_min(0)
-        return draw(surplus if float(surplus.sum()) > 0 else own, float(choice))
+        """The dense model's token of `step` (from 0)."""
+        token = self._dense.continuation.token_ids[step]
+        own = float(softmax(logits, self._temperature)[token])
+        self._together &= self._numbers[step] * self._dense.probs[step] < own
+        self.agreed += self._together
+        last = step + 1 == len(self._dense.continuation.token_ids)
+        self.finished = last or not self._together.any()
+        return token
 
 
 def write_dense(
@@ -62,9 +59,8 @@ def write_dense(
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> tuple[list[Continuation], list[Draw]]:
     """The dense model's greedy and sampled continuations of each prompt, decoded side by side."""
-    repeats = _repeats(prompts)
     rules: list[Rule] = []
-    for prompt, repeat in zip(prompts, repeats, strict=True):
+    for prompt, repeat in zip(prompts, _repeats(prompts), strict=True):
         numbers = uniforms(seed, "sample", prompt, repeat, max_new_tokens)
         rules += [Greedy(), Sampled(numbers, temperature)]
     rows = [prompt for prompt in prompts for _ in range(2)]
@@ -81,26 +77,35 @@ def write_coupled(
     model: Model,
     prompts: Sequence[Sequence[int]],
     sampled: Sequence[Draw],
-    dense_head: Head,
     max_new_tokens: int,
     temperature: float,
     seed: int,
     batch_size: int,
     advance: Callable[[int], None] = lambda tokens: None,
-) -> tuple[list[Continuation], list[int]]:
-    """A compressed model's greedy continuations, and how many tokens its coupling agreed with `sampled`.
+) -> tuple[list[Continuation], list[list[int]]]:
+    """A compressed model's greedy continuations, and how many tokens each coupling with `sampled` agreed on.
 
-    Both are decoded side by side, in the same batches as the dense model's, so that a model compared with
-    itself gives exactly the same states.
+    An agreed EOS counts as agreement up to `max_new_tokens`, since both texts have ended. Both kinds of rows
+    are decoded side by side, in the same batches as the dense model's, so that a model compared with itself
+    gives exactly the same states.
     """
     rules: list[Rule] = []
     for prompt, repeat, dense in zip(prompts, _repeats(prompts), sampled, strict=True):
-        numbers = uniforms(seed, "coupling", prompt, repeat, 2 * max_new_tokens)
-        rules += [Greedy(), Coupled(dense, dense_head, numbers, temperature)]
+        numbers = uniforms(seed, "coupling", prompt, repeat, max_new_tokens * NUM_COUPLINGS)
+        rules += [Greedy(), Coupled(dense, numbers.reshape(max_new_tokens, NUM_COUPLINGS), temperature)]
     rows = [prompt for prompt in prompts for _ in range(2)]
-    with torch.inference_mode():
-        written = write(model, rows, rules, max_new_tokens, batch_size, advance)
-    return written[::2], [rule.agreed for rule in rules[1::2] if isinstance(rule, Coupled)]
+    written = write(model, rows, rules, max_new_tokens, batch_size, advance)
+    agreed = [
+        _count_end(rule.agreed.tolist(), dense.continuation, max_new_tokens)
+        for rule, dense in zip(rules[1::2], sampled, strict=True)
+        if isinstance(rule, Coupled)
+    ]
+    return written[::2], agreed
+
+
+def _count_end(agreed: list[int], dense: Continuation, horizon: int) -> list[int]:
+    whole = len(dense.token_ids)
+    return [horizon if dense.ended and length == whole else length for length in agreed]
 
 
 def _repeats(prompts: Sequence[Sequence[int]]) -> list[int]:

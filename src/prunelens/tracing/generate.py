@@ -1,7 +1,7 @@
 """Let a model write: batched cached decoding with one rule a row, keeping the states that enter the head.
 
 The rule of a row chooses each token from the row's logits: the most likely one (greedy), a draw from the
-whole distribution (sampled), or the optimal coupling with a dense trajectory (S3'). Draws come from a number
+whole distribution (sampled), or the dense model's token in a coupling (S3'). Draws come from a number
 per row and step that depends on the seed and the prompt alone, so neither the batch nor the order of the
 prompts changes what is written.
 """
@@ -9,7 +9,7 @@ prompts changes what is written.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from prunelens.models.batches import pad_left
 from prunelens.models.loading import Model
-from prunelens.models.taps import GivenStates, decoder_of
+from prunelens.models.taps import decoder_of
 
 
+@runtime_checkable
 class Rule(Protocol):
     """Chooses the next token of one row; `finished` ends the row before its EOS."""
 
@@ -152,8 +153,7 @@ def _write_batch(
     states: list[Tensor] = []
 
     def keep_state(module: Any, args: Any, output: Any) -> None:
-        if not isinstance(output, GivenStates):  # a rule that asks for the dense head
-            states.append(output.last_hidden_state[:, -1].clone())
+        states.append(output.last_hidden_state[:, -1].clone())
 
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -217,5 +217,5 @@ class _Finished(StoppingCriteria):
     def __init__(self, rules: list[Rule]) -> None:
         self._rules = rules
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         return torch.tensor([rule.finished for rule in self._rules], device=input_ids.device)

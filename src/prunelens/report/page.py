@@ -1,0 +1,118 @@
+"""A run as one self-contained page, and its summary as a fragment, from the tables alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from prunelens.report import answer, curves, details, points
+from prunelens.report.figures import COLOURS, GRID, INK, MUTED, PAPER, Figure
+from prunelens.report.payload import KL_EDGES, script_json, texts_payload
+from prunelens.report.wording import number, shorten, visible
+from prunelens.study.store import Run
+
+THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """One compressed model of the answer table."""
+
+    label: str
+    colour: str
+    cells: list[answer.Cell]
+    sentence: str
+    checks: str
+
+
+def render_page(run: Run) -> str:
+    """The whole page: one HTML file that needs no network, no tokenizer and no model."""
+    from plotly.offline import get_plotlyjs
+
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            plotly=Markup(get_plotlyjs()),
+            texts=Markup(script_json(texts_payload(run))),
+            theme=Markup(script_json(THEME)),
+            edges=KL_EDGES,
+            rows=_answer_rows(run),
+            columns=answer.COLUMNS,
+            info=run.info,
+            run=_described(run),
+            figures=_figures(run),
+            options=points.options_rows(run),
+            damage=[details.damage(run, index) for index in range(len(run.info["compressed"]))],
+            ranking=details.ranking(run.info),
+            models=details.made(run.info),
+        )
+    )
+
+
+def render_summary(run: Run) -> str:
+    """The answer table alone, as an HTML fragment for a notebook."""
+    template = _environment().get_template("summary.html")
+    return template.render(rows=_answer_rows(run), columns=answer.COLUMNS)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("prunelens.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    environment.filters["shorten"] = shorten
+    environment.filters["number"] = number
+    environment.globals["source"] = _source
+    environment.globals["spec"] = lambda text: Markup(script_json(text))
+    return environment
+
+
+def _source(name: str) -> Markup:
+    """The text of a script or style of this package."""
+    loader = jinja2.PackageLoader("prunelens.report", "templates")
+    return Markup(loader.get_source(jinja2.Environment(), name)[0])
+
+
+def _answer_rows(run: Run) -> list[AnswerRow]:
+    temperature = run.info["settings"]["temperature"]
+    return [
+        AnswerRow(
+            shorten(record["compressed"], 80),
+            COLOURS[index % len(COLOURS)],
+            answer.cells(record),
+            answer.sentence(record, temperature),
+            answer.checks(record),
+        )
+        for index, record in enumerate(run.info["summary"])
+    ]
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """The run in one line."""
+    settings = run.info["settings"]
+    prompts = run.tables["prompts"].num_rows
+    return {
+        "prompts": f"{prompts} prompt{'s' if prompts != 1 else ''}",
+        "settings": f"{settings['max_new_tokens']} tokens each, temperature {settings['temperature']:g}, "
+        f"seed {settings['seed']}, chat template {'on' if settings['chat_template'] else 'off'}",
+        "horizon": settings["max_new_tokens"],
+    }
+
+
+def _figures(run: Run) -> dict[str, list[Figure]]:
+    """The figures of each section, one per compressed model where they are drawn for one."""
+    several = range(len(run.info["compressed"]))
+    options = points.options_figure(run)
+    return {
+        "deviation": [curves.deviation_figure(run, index) for index in several],
+        "estimates": [points.estimates_figure(run, index) for index in several],
+        "survival": [curves.survival_overview(run), *(curves.survival_figure(run, index) for index in several)],
+        "accumulation": [curves.accumulation_figure(run, index) for index in several],
+        "options": [options] if options else [],
+    }

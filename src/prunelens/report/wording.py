@@ -1,0 +1,78 @@
+"""Numbers and foreign strings as people read them; what cannot be told is a dash."""
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+DASH = "—"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_SHOWN = {"\n": "↵\n", "\r": "␍", "\t": "⇥\t"}
+_SPECIAL = re.compile(r"<[^\s<>]{1,40}>")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with this many significant digits, powers of ten written out."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 10**digits:
+        return f"{value:,.0f}".replace("-", "−")
+    if size < 1e-3:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", "−")
+    return f"{value:#.{digits}g}".rstrip(".").replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """A share in percent with one decimal; never 0 or 100 unless it is."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if 0 < value < 0.0005:
+        return "< 0.1 %"
+    if 0.9995 <= value < 1:
+        return "> 99.9 %"
+    return f"{100 * value:.1f} %".replace("-", "−")
+
+
+def count(value: float) -> str:
+    """A count or a median of counts: 8, 1.5."""
+    return f"{value:g}"
+
+
+def interval(record: Mapping[str, Any], wording: Any = number) -> str:
+    """[low to high] of a 95 % interval."""
+    low, high = wording(record["low"]), wording(record["high"])
+    return f"[{low} to {high}]"
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters on one line, the middle left out: names often differ at the end."""
+    text = " ".join(visible(text).split())
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return f"{text[: limit - tail - 1]}…{text[-tail:]}"
+
+
+def visible(text: str) -> str:
+    """Text with line ends, tabs, control and direction characters shown."""
+    if not text:
+        return "∅"
+    return "".join(_visible_character(character) for character in text)
+
+
+def _visible_character(character: str) -> str:
+    if character in _SHOWN:
+        return _SHOWN[character]
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return f"⟨U+{ord(character):04X}⟩"
+    return character
+
+
+def is_special(token: str) -> bool:
+    """Whether a token looks like a marker of the tokenizer, such as <|im_end|>."""
+    return _SPECIAL.fullmatch(token) is not None

@@ -1,0 +1,165 @@
+"""The real model: every quantity against the oracle, the forecast against free running, the command line."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import oracle
+from conftest import assert_stats
+from prunelens import cli
+from prunelens.models.loading import Model, wrap
+from prunelens.spaces.head import Pair, stream_pairs
+from prunelens.spaces.survival import agreed_length, common_prefix
+from prunelens.study.compare import compare
+from prunelens.study.result import Comparison
+from prunelens.tasks.prompts import encode, prompts
+from prunelens.tracing.forced import Trajectory, forced_states
+from prunelens.tracing.generate import Greedy, write
+
+RECIPE = "drop-attention@25,26"
+STEPS = 6
+EXACT = "same_top1 rank_of_dense_top1 topk_overlap step position token_id p_token q_token".split()
+
+
+@pytest.fixture(scope="module")
+def trajectories(smollm2: Model) -> list[Trajectory]:
+    """Short greedy texts of the model on two prompts."""
+    asked = encode(prompts(limit=5)[::4], smollm2, chat_template=True, max_new_tokens=STEPS)
+    ids = [list(prompt.token_ids) for prompt in asked]
+    written = write(smollm2, ids, [Greedy() for _ in ids], STEPS, batch_size=2)
+    return [
+        Trajectory(index, "greedy", tuple(prompt), tuple(text.token_ids), text.ended)
+        for index, (prompt, text) in enumerate(zip(ids, written, strict=True))
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(smollm2: Model, trajectories: list[Trajectory]) -> list[dict[str, Any]]:
+    """The oracle's rows: both models in float64, from scratch on growing prefixes."""
+    dense = copy.deepcopy(smollm2.network).double()
+    compressed = oracle.zeroed(dense, attention=[25, 26])
+    return [
+        row
+        for trajectory in trajectories
+        for row in oracle.step_rows(dense, compressed, trajectory.prompt_ids, trajectory.token_ids, 1.0)
+    ]
+
+
+def measured(model: Model, trajectories: list[Trajectory]) -> dict[str, torch.Tensor]:
+    from prunelens.pruning.importance import resolve
+    from prunelens.pruning.recipe import parse_recipe
+
+    states, own = forced_states(model, trajectories, [resolve(parse_recipe(RECIPE), model, None)])
+    tokens = torch.tensor([token for trajectory in trajectories for token in trajectory.token_ids])
+    return stream_pairs(states, model.head, [Pair(own, model.head)], tokens, 1.0)[0]
+
+
+def test_float64_equals_the_oracle(
+    smollm2: Model, trajectories: list[Trajectory], expected: list[dict[str, Any]]
+) -> None:
+    model = wrap(copy.deepcopy(smollm2.network).double(), smollm2.tokenizer)
+    found = measured(model, trajectories)
+    for index, row in enumerate(expected):
+        assert_stats(found, index, {name: value for name, value in row.items() if name in found}, 1e-8)
+
+
+def test_float32_is_close_to_the_oracle(
+    smollm2: Model, trajectories: list[Trajectory], expected: list[dict[str, Any]]
+) -> None:
+    found = measured(smollm2, trajectories)
+    for index, row in enumerate(expected):
+        for name, value in row.items():
+            if name in found and name not in EXACT:
+                assert found[name][index].item() == pytest.approx(value, rel=2e-3, abs=1e-5), name
+    kl = np.array([row["kl_dense_compressed"] for row in expected])
+    assert found["kl_dense_compressed"].mean().item() == pytest.approx(kl.mean(), rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def run(smollm2: Model) -> Comparison:
+    """All core prompts, short texts."""
+    return compare(smollm2, RECIPE, max_new_tokens=24)
+
+
+def test_coupling_lands_inside_the_forecast(run: Comparison) -> None:
+    """S3' against S4: the coupling was run, with caches; S(n) comes from the teacher-forced pass."""
+    coupling = run.summary[0]["coupling"]
+    predicted = coupling["predicted"]
+    assert predicted["low"] <= coupling["measured"] <= predicted["high"]
+    coupled = np.array(run.tables["survival"]["survival_coupled"].to_pylist())
+    assert coupled.sum() == pytest.approx(coupling["measured"])
+
+
+def test_no_coupling_exceeds_the_bound(run: Comparison) -> None:
+    """S2': the plain product of acceptances, text by text, stays below min(1, Π p'/p)."""
+    steps = [row for row in run.tables["steps"].to_pylist() if row["trace"] == "sampled"]
+    products = []
+    for prompt in run.tables["prompts"]["prompt_id"].to_pylist():
+        accepted = np.array([row["acceptance"] for row in steps if row["prompt_id"] == prompt])
+        products.append(np.pad(np.cumprod(accepted), (0, 24 - len(accepted)), mode="edge"))
+    bound = np.array(run.tables["survival"]["survival_bound"].to_pylist())
+    assert (np.mean(products, axis=0) <= bound + 1e-12).all()
+
+
+def test_free_greedy_agreement_equals_the_forecast_on_every_prompt(run: Comparison) -> None:
+    """S3, recomputed here from the tables; prompts where rounding decides are named in the summary."""
+    steps = run.tables["steps"].to_pylist()
+    ties = {tie["prompt_id"] for tie in run.summary[0]["greedy_check"]["ties"]}
+    texts = {
+        (row["model"], row["prompt_id"]): row["token_ids"]
+        for row in run.tables["continuations"].to_pylist()
+        if row["trace"] == "greedy"
+    }
+    checked = 0
+    for prompt in run.tables["prompts"]["prompt_id"].to_pylist():
+        same = [row["same_top1"] for row in steps if row["prompt_id"] == prompt and row["trace"] == "greedy"]
+        predicted = agreed_length(same, 24)
+        found = common_prefix(texts["dense", prompt], texts[RECIPE, prompt], 24)
+        if prompt not in ties:
+            assert predicted == found, prompt
+            checked += 1
+    assert checked >= 44
+    assert not run.summary[0]["greedy_check"]["unexplained"]
+
+
+def test_theorems_bound_the_real_steps(run: Comparison) -> None:
+    """T3 is a good estimate exactly where its trust region says so."""
+    steps = run.tables["steps"].to_pydict()
+    kl, estimate, trust, trace = (
+        np.array(steps[name]) for name in ("kl_dense_compressed", "kl_estimate", "trust", "trace")
+    )
+    forced = (trace != "free") & (kl > 1e-9)
+    error = abs(estimate / kl - 1)
+    trusted, rest = forced & (trust < 0.05), forced & (trust > 0.5)
+    assert trusted.sum() > 50
+    assert np.median(error[trusted]) < 0.05 < np.median(error[rest])
+
+
+def test_command_line_writes_the_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked.jsonl"
+    records = [
+        {"prompt": "Name three colours.", "id": "colours"},
+        {"messages": [{"role": "user", "content": "2 + 2 = ? A. 3 B. 4"}], "options": ["A", "B"], "answer": "B"},
+    ]
+    asked.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    out = tmp_path / "run"
+    arguments = ["compare", "smollm2", RECIPE, "--prompts", str(asked), "--json", "-o", str(out)]
+    monkeypatch.setattr("sys.argv", ["prunelens", *arguments, "--max-new-tokens", "6"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["run"] == str(out)
+    assert answer["summary"][0]["compressed"] == RECIPE
+    steps = pq.read_table(out / "steps.parquet")
+    assert set(steps["prompt_id"].to_pylist()) == {"colours", "line-2"}
+    assert pq.read_table(out / "prompt_end.parquet").num_rows == 3
+    assert (out / "report.html").stat().st_size > 1_000_000
