@@ -135,7 +135,7 @@ def _compare(dense: str, compressed: list[str], opening: dict[str, Any], **setti
     from prunelens.study.compare import check_inputs
     from prunelens.study.compare import compare as run_compare
 
-    check_inputs(compressed, settings)
+    check_inputs(compressed, {name: value for name, value in settings.items() if name != "prompts"})
     with progress() as reporter:
         from prunelens.models.loading import load
 

@@ -40,7 +40,7 @@ def fingerprint_model(model: Any) -> str:
     digest = _start(model.config.to_dict())
     for name, tensor in sorted(model.state_dict().items()):
         data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        _add(digest, name, str(tensor.dtype), tuple(tensor.shape), memoryview(data))
+        _add(digest, name, str(tensor.dtype), tuple(tensor.shape), data)
     return digest.hexdigest()
 
 
@@ -72,7 +72,7 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, str, tuple[int, ...], Any
 
             for tensor in GGUFReader(path).tensors:
                 shape = tuple(int(size) for size in tensor.shape)
-                yield tensor.name, tensor.tensor_type.name, shape, memoryview(tensor.data).cast("B")
+                yield tensor.name, tensor.tensor_type.name, shape, tensor.data.tobytes()
         else:
             yield from _safetensors(path)
 
@@ -87,4 +87,4 @@ def _safetensors(path: Path) -> Iterator[tuple[str, str, tuple[int, ...], Any]]:
     for name, entry in header.items():
         if name != "__metadata__":
             low, high = (8 + length + offset for offset in entry["data_offsets"])
-            yield name, entry["dtype"], tuple(entry["shape"]), memoryview(content[low:high])
+            yield name, entry["dtype"], tuple(entry["shape"]), content[low:high]

@@ -29,8 +29,17 @@ DTYPES = {
 }
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError)
-LOADING_ERRORS += (ImportError, SafetensorError)
+LOADING_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    ImportError,
+    SafetensorError,
+)
 
 
 @dataclass
@@ -215,13 +224,14 @@ def _read_folder(path: Path, dtype: torch.dtype, trust: bool) -> tuple[Any, Any,
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
     _check_causal(config, path)
     with _explained(f"{path} could not be opened as a causal language model"):
-        network, found = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust,
             output_loading_info=True,
         )
+    network, found = opened
     wrong = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
     if wrong:
         raise PrunelensError(

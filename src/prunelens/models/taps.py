@@ -25,7 +25,7 @@ class _GivenStates(BaseModelOutputWithPast):
 
 def decoder_of(model: nn.Module) -> nn.Module:
     """The module that turns token ids into the states that enter the head."""
-    return model.get_decoder()  # type: ignore[operator, no-any-return]
+    return model.get_decoder()  # type: ignore[operator]
 
 
 def run_decoder(decoder: nn.Module, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T d"]:
@@ -57,14 +57,14 @@ def replaced_forward(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[
     before = {module: module.__dict__.get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
         yield
     finally:
         for module, own in before.items():
             if own is None:
                 module.__dict__.pop("forward", None)
             else:
-                module.forward = own  # type: ignore[method-assign]
+                module.forward = own
 
 
 @contextmanager

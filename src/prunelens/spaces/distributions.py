@@ -37,7 +37,8 @@ def pair_stats(
     Raises:
         ValueError: logits that are NaN or infinite.
     """
-    rows = PairedRows(*dense.shape, temperature, dense.device)
+    num_rows, num_tokens = dense.shape
+    rows = PairedRows(num_rows, num_tokens, temperature, dense.device)
     rows.set_dense(dense)
     return rows.compare(compressed, token_ids)
 

@@ -183,7 +183,8 @@ def _greedy_check(tables: dict[str, pa.Table], info: dict[str, Any], label: str)
     steps = rows_of(tables["steps"], compressed=label, trace="greedy")
     measured = free_agreement(tables, label)
     limit = TIE.get(info["dense"]["dtype"], 1e-3)
-    ties, unexplained = [], []
+    ties: list[dict[str, Any]] = []
+    unexplained: list[dict[str, Any]] = []
     for prompt_id, same in by_prompt(steps, "same_top1"):
         predicted = agreed_length([bool(value) for value in same], horizon)
         if predicted == measured[prompt_id]:

