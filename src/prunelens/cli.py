@@ -83,6 +83,7 @@ def demo(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Compare the built-in model with three of its own pruned versions and write the page."""
+    from prunelens.report.terminal import print_advice
     from prunelens.study.store import probe_target
     from prunelens.tasks.prompts import prompts as read_prompts
 
@@ -91,11 +92,7 @@ def demo(
     result = _compare("smollm2", list(DEMO_RECIPES), {}, prompts=texts, max_new_tokens=DEMO_TOKENS)
     page = result.report(output)
     _show(result, page, as_json=False)
-    print(
-        "\nLook first at S(8) and the faithful length in the table: same top-1 and the cosines look harmless, and yet "
-        "half of the texts have parted after a few tokens. Then open the page, choose a prompt, and move over the "
-        "coloured tokens: the damage sits in a few steps, not in the mean."
-    )
+    print_advice(result.summary)
     if open_page:
         import webbrowser
 

@@ -4,7 +4,7 @@ The dense pass records what the layers before each recipe's first change return,
 from there on, in the same batch, with nothing kept for the next.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,19 +85,15 @@ def _offsets(trajectories: Sequence[Trajectory]) -> list[int]:
     return starts
 
 
-def _run_batch(model: Model, ids: Tensor, drops: Sequence[Drop]) -> "list[Tensor]":
-    """The dense pass, then each variant from its first changed layer on."""
+def _run_batch(model: Model, ids: Tensor, drops: Sequence[Drop]) -> Iterator[Tensor]:
+    """The dense pass, then each variant from its first changed layer on; one at a time, to hold little."""
     decoder, layers = decoder_of(model.network), model.layers
     starts = [drop.first_layer for drop in drops]
     wanted = sorted({start - 1 for start in starts if start})
     with record_outputs(layers, wanted) as recorded:
-        dense = run_decoder(decoder, ids)
-    found = [dense]
+        yield run_decoder(decoder, ids)
     for drop, start in zip(drops, starts, strict=True):
-        if start is None:
-            found.append(dense)
-            continue
         output = recorded[start - 1] if start else None
-        with dropped(model.anatomy, drop), replay_from(layers, start, output):
-            found.append(run_decoder(decoder, ids))
-    return found
+        with dropped(model.anatomy, drop), replay_from(layers, start or 0, output):
+            states = run_decoder(decoder, ids)
+        yield states
