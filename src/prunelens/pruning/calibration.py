@@ -47,7 +47,7 @@ def _jsonl_texts(content: str, path: Path) -> list[str]:
         try:
             record = json.loads(line)
             text = record.get("text", record.get("prompt"))
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise PrunelensError(f"{path}:{number}: expected a JSON object with a text") from error
         if not isinstance(text, str):
             raise PrunelensError(f'{path}:{number}: expected "text" (or "prompt") to be a text')
@@ -60,6 +60,8 @@ def _read_tokens(path: Path, model: Model) -> list[list[int]]:
         tokens = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise PrunelensError(f"expected a .npy of token ids at {path}: {error}") from error
+    if not isinstance(tokens, np.ndarray):
+        raise PrunelensError(f"expected one array of token ids in {path}, found an archive; save it with numpy.save")
     if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
         raise PrunelensError(
             f"expected integers of shape (samples, length) in {path}, found {tokens.dtype} of shape {tokens.shape}"

@@ -114,7 +114,7 @@ def _cosine_sum(before: Tensor, after: Tensor, real: Tensor) -> float:
 
 
 def resolve(recipe: Recipe, model: Model, ranking: Ranking | None) -> Drop:
-    """Turn a recipe into the parts to drop.
+    """Turn a recipe into the parts to drop, step by step on what is left.
 
     Args:
         recipe: what to take out.
@@ -122,67 +122,60 @@ def resolve(recipe: Recipe, model: Model, ranking: Ranking | None) -> Drop:
         ranking: its scores; needed when the recipe gives a count.
 
     Raises:
-        PrunelensError: a count beyond the number of parts, an index out of range, or a part named twice.
+        PrunelensError: as `check_parts`, or too few parts left for a count.
     """
-    check_counts(recipe, model)
+    check_parts(recipe, model)
     drop = Drop()
     for step in recipe.steps:
-        chosen = _named(step, model) if step.at is not None else _ranked(step, model, ranking, drop)
+        chosen = step.parts if step.at is not None else _ranked(step, model, ranking, drop)
         for kind, layer_idx in chosen:
-            gone = layer_idx in getattr(drop, kind) or layer_idx in drop.block
-            if gone or (kind == "block" and layer_idx in drop.attention | drop.mlp):
-                raise PrunelensError(f"recipe {str(recipe)!r} takes out {kind} {layer_idx} twice")
             drop |= Drop(**{kind: frozenset([layer_idx])})
     return drop
 
 
-def check_counts(recipe: Recipe, model: Model) -> None:
+def check_parts(recipe: Recipe, model: Model) -> None:
     """Refuse, before anything runs, a recipe that asks for parts the model does not have.
 
     Raises:
-        PrunelensError: a count beyond the number of parts, or an index out of range.
+        PrunelensError: an index out of range, a part named twice, or a count beyond the number of parts.
     """
+    named: set[Key] = set()
+    counted: dict[tuple[str, ...], int] = {}
     for step in recipe.steps:
-        if step.at is not None:
-            _named(step, model)
-            continue
-        available = sum(len(_layers(kind, model)) for kind in _kinds(step))
-        if step.count is not None and step.count > available:
-            raise PrunelensError(
-                f"recipe {str(step)!r} asks for {step.count} parts, but {model.name} has {available} "
-                f"({' + '.join(_kinds(step))})"
-            )
+        for kind, layer_idx in step.parts:
+            if layer_idx not in _layers(kind, model):
+                raise PrunelensError(
+                    f"recipe {str(step)!r}: expected a layer index from 0 to {len(model.anatomy.blocks) - 1} "
+                    f"that has {kind}, found {layer_idx}"
+                )
+            if _overlaps((kind, layer_idx), named):
+                raise PrunelensError(f"recipe {str(recipe)!r} takes out {kind} {layer_idx} twice")
+            named.add((kind, layer_idx))
+        if step.count is not None:
+            _check_count(step, model, named, counted)
 
 
-def _kinds(step: Step) -> tuple[str, ...]:
-    return {
-        "drop-attention": ("attention",),
-        "drop-mlp": ("mlp",),
-        "drop-block": ("block",),
-        "drop-sublayers": ("attention", "mlp"),
-    }[step.method]
+def _overlaps(key: Key, named: set[Key]) -> bool:
+    kind, layer_idx = key
+    others = ("attention", "mlp", "block") if kind == "block" else (kind, "block")
+    return any((other, layer_idx) in named for other in others)
+
+
+def _check_count(step: Step, model: Model, named: set[Key], counted: dict[tuple[str, ...], int]) -> None:
+    assert step.count is not None
+    keys = [(kind, layer_idx) for kind in step.kinds for layer_idx in _layers(kind, model)]
+    left = sum(not _overlaps(key, named) for key in keys) - counted.get(step.kinds, 0)
+    if step.count > left:
+        gone = f", of which {left} parts are left" if left < len(keys) else ""
+        raise PrunelensError(
+            f"recipe {str(step)!r} asks for {step.count}{' consecutive' if step.consecutive else ''} parts, but "
+            f"{model.name} has {len(keys)} ({' + '.join(step.kinds)}){gone}"
+        )
+    counted[step.kinds] = counted.get(step.kinds, 0) + step.count
 
 
 def _layers(kind: str, model: Model) -> list[int]:
-    if kind == "block":
-        return [block.layer_idx for block in model.anatomy.blocks]
-    return [block.layer_idx for block in model.anatomy.blocks if block.find(kind) is not None]  # type: ignore[arg-type]
-
-
-def _named(step: Step, model: Model) -> list[Key]:
-    letters = {"a": "attention", "m": "mlp"}
-    keys = []
-    for item in step.at or ():
-        kind, layer_idx = (letters[item[0]], int(item[1:])) if item[0] in letters else (_kinds(step)[0], int(item))
-        if layer_idx not in _layers(kind, model):
-            raise PrunelensError(
-                f"recipe {str(step)!r}: expected a layer index from 0 to {len(model.anatomy.blocks) - 1} "
-                f"that has {kind}, found {layer_idx}"
-            )
-        if (kind, layer_idx) in keys:
-            raise PrunelensError(f"recipe {str(step)!r} takes out {kind} {layer_idx} twice")
-        keys.append((kind, layer_idx))
-    return keys
+    return [block.layer_idx for block in model.anatomy.blocks if kind == "block" or block.find(kind)]  # type: ignore[arg-type]
 
 
 def _ranked(step: Step, model: Model, ranking: Ranking | None, drop: Drop) -> list[Key]:
@@ -190,7 +183,7 @@ def _ranked(step: Step, model: Model, ranking: Ranking | None, drop: Drop) -> li
     assert step.count is not None
     if step.consecutive:
         return _best_run(step.count, model, ranking, drop)
-    left = [key for key in ranking.ordered(*_kinds(step)) if not _touches(key, drop)]
+    left = [key for key in ranking.ordered(*step.kinds) if not _touches(key, drop)]
     if len(left) < step.count:
         raise PrunelensError(f"recipe {str(step)!r}: only {len(left)} parts are left to take out")
     return left[: step.count]

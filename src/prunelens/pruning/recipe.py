@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
 
 from prunelens.errors import PrunelensError
 
 Method = Literal["drop-attention", "drop-mlp", "drop-block", "drop-sublayers"]
 METHODS: tuple[Method, ...] = ("drop-attention", "drop-mlp", "drop-block", "drop-sublayers")
 SYNTAX = "a recipe is METHOD:COUNT or METHOD@INDEX,INDEX with METHOD one of " + ", ".join(METHODS)
-LOOKS_LIKE_A_RECIPE = re.compile(r"^[a-z]+(-[a-z]+)*[:@][^/\\]*$")
+LOOKS_LIKE_A_RECIPE = re.compile(r"\+?(drop-|[a-z]{2,}(-[a-z]+)*[:@])", re.IGNORECASE)
 
 
 class Step(BaseModel):
@@ -34,7 +34,7 @@ class Step(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Method
-    count: int | None = None
+    count: StrictInt | None = None
     at: tuple[str, ...] | None = None
     consecutive: bool = False
 
@@ -53,18 +53,35 @@ class Step(BaseModel):
             raise ValueError(f"the count must be at least 1, found {self.count}")
         if self.consecutive and (self.method != "drop-block" or self.count is None):
             raise ValueError("consecutive goes with drop-block:COUNT only")
-        pattern = r"[am]\d+" if self.method == "drop-sublayers" else r"\d+"
+        pattern = r"[am][0-9]+" if self.method == "drop-sublayers" else r"[0-9]+"
         for item in self.at or ():
             if not re.fullmatch(pattern, item):
                 example = "a25 or m3" if self.method == "drop-sublayers" else "25"
                 raise ValueError(f"{self.method} expects indices such as {example}, found {item!r}")
-        if self.at is not None and (not self.at or len(set(self.at)) < len(self.at)):
-            raise ValueError(f"each index may be given once, found {', '.join(self.at) or 'none'}")
+        if self.at is not None and (not self.at or len(set(self.parts)) < len(self.at)):
+            raise ValueError(f"expected each index once, none twice, found {', '.join(self.at) or 'none'}")
         return self
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which parts it takes: attention, mlp, block."""
+        return ("attention", "mlp") if self.method == "drop-sublayers" else (self.method.removeprefix("drop-"),)
+
+    @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """(kind, layer index) of the parts named in `at`, in order of depth."""
+        letters = {"a": "attention", "m": "mlp"}
+        named = [
+            (letters[item[0]], int(item[1:])) if item[0] in letters else (self.kinds[0], int(item))
+            for item in self.at or ()
+        ]
+        return tuple(sorted(named, key=lambda part: (part[1], part[0])))
 
     def __str__(self) -> str:
         if self.at is not None:
-            return f"{self.method}@{','.join(self.at)}"
+            letters = len(self.kinds) > 1
+            items = [f"{kind[0] if letters else ''}{layer_idx}" for kind, layer_idx in self.parts]
+            return f"{self.method}@{','.join(items)}"
         return f"{self.method}:{self.count}" + (",consecutive" if self.consecutive else "")
 
 
@@ -73,7 +90,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...] = Field(min_length=1)
 
     def __str__(self) -> str:
         return "+".join(str(step) for step in self.steps)
@@ -89,7 +106,14 @@ def is_recipe(text: str) -> bool:
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         return True
-    return not path.exists() and LOOKS_LIKE_A_RECIPE.match(text) is not None
+    return LOOKS_LIKE_A_RECIPE.match(text) is not None and not _exists(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for a path
+        return False
 
 
 def parse_recipe(text: str) -> Recipe:
@@ -114,7 +138,7 @@ def _parse_step(part: str, text: str) -> Step:
     if sign == "@":
         values["at"] = tuple(items)
     else:
-        if not re.fullmatch(r"\d{1,6}", items[0]) or items[1:] not in ([], ["consecutive"]):
+        if not re.fullmatch(r"[0-9]{1,6}", items[0]) or items[1:] not in ([], ["consecutive"]):
             raise PrunelensError(f"expected a count such as {method}:8, found {part.strip()!r}; {SYNTAX}")
         values |= {"count": int(items[0]), "consecutive": len(items) > 1}
     return _validated(Step, values, text)
@@ -125,7 +149,7 @@ def _from_yaml(path: Path) -> Recipe:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PrunelensError(f"expected a recipe in YAML at {path}: {str(error).splitlines()[0]}") from error
-    if not isinstance(document, dict):
+    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise PrunelensError(f"expected a recipe with `steps:` in {path}, found {type(document).__name__}")
     return _validated(Recipe, document, str(path))
 

@@ -1,7 +1,6 @@
 """What the terminal shows: progress with ETA, the answer as a table, and the first prompt side by side."""
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from prunelens.errors import printable
 from prunelens.study.summary import free_agreement, texts_of
 
 
@@ -29,10 +29,10 @@ def progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as display:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as display:
 
         def reporter(stage: str, total: int) -> Callable[[int], None]:
-            task = display.add_task(plain(stage), total=total)
+            task = display.add_task(printable(stage), total=total)
             done = 0
 
             def advance(count: int) -> None:
@@ -45,14 +45,6 @@ def progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
         yield reporter
         for task in display.tasks:  # texts that ended early leave their bars short
             display.update(task.id, completed=task.total)
-
-
-def plain(text: str) -> str:
-    """Text without control characters, so that no model or file can steer the terminal."""
-    return "".join(
-        letter if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf") else "\N{REPLACEMENT CHARACTER}"
-        for letter in text
-    )
 
 
 def print_result(tables: dict[str, pa.Table], info: dict[str, Any]) -> None:
@@ -68,7 +60,7 @@ def print_advice(summary: list[dict[str, Any]]) -> None:
     """Two sentences on what to look at, from the mildest of the compressed models."""
     mild = min(summary, key=lambda record: record["kl"]["mean"])
     text = (
-        f"\nLook first at the rows of S(n): {plain(mild['compressed'])} picks the same next token "
+        f"\nLook first at the rows of S(n): {printable(mild['compressed'])} picks the same next token "
         f"{100 * mild['same_top1']['mean']:.0f} % of the time, and yet half of its texts have parted from the dense "
         f"model's after {_faithful(mild)}. Then open the page, choose a prompt and move over the coloured tokens: the "
         "damage sits in a few steps, not in the mean."
@@ -79,11 +71,11 @@ def print_advice(summary: list[dict[str, Any]]) -> None:
 def answer_table(info: dict[str, Any]) -> Table:
     """One column per compressed model, one row per question."""
     prompts = info["summary"][0]["greedy_check"]["prompts"]
-    title = f"{plain(info['dense']['name'])} against {len(info['summary'])} compressed, {prompts} prompts"
+    title = f"{printable(info['dense']['name'])} against {len(info['summary'])} compressed, {prompts} prompts"
     table = Table(title=Text(title), caption="[95 % interval over prompts]", show_lines=False)
     table.add_column("")
     for record in info["summary"]:
-        table.add_column(Text(plain(record["compressed"])), justify="right")
+        table.add_column(Text(printable(record["compressed"])), justify="right")
     for name, show in ROWS:
         table.add_row(name, *[Text(show(record)) for record in info["summary"]])
     return table
@@ -138,15 +130,15 @@ ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
 
 
 def _remarks(info: dict[str, Any]) -> list[str]:
-    remarks = [plain(note) for note in info["notes"]]
+    remarks = [printable(note) for note in info["notes"]]
     for record in info["summary"]:
         check = record["greedy_check"]
-        name = plain(record["compressed"])
+        name = printable(record["compressed"])
         if check["ties"]:
-            ids = ", ".join(plain(tie["prompt_id"]) for tie in check["ties"])
+            ids = ", ".join(printable(tie["prompt_id"]) for tie in check["ties"])
             remarks.append(f"{name}: greedy decoding met ties that rounding decides ({ids})")
         if check["unexplained"]:
-            ids = ", ".join(plain(case["prompt_id"]) for case in check["unexplained"])
+            ids = ", ".join(printable(case["prompt_id"]) for case in check["unexplained"])
             remarks.append(f"{name}: greedy decoding differs from the teacher-forced prediction on {ids}")
     return remarks
 
@@ -154,7 +146,7 @@ def _remarks(info: dict[str, Any]) -> list[str]:
 def _side_by_side(tables: dict[str, pa.Table], info: dict[str, Any]) -> Group:
     prompt = tables["prompts"].slice(0, 1).to_pylist()[0]
     key = prompt["prompt_id"]
-    parts: list[Any] = [Panel(Text(plain(prompt["text"])), title="first prompt", title_align="left")]
+    parts: list[Any] = [Panel(Text(printable(prompt["text"])), title="first prompt", title_align="left")]
     dense = texts_of(tables, "dense")[key]
     parts.append(Panel(Text(_shown(dense["tokens"], dense["ended"])), title="dense", title_align="left"))
     for record in info["summary"]:
@@ -165,13 +157,13 @@ def _side_by_side(tables: dict[str, pa.Table], info: dict[str, Any]) -> Group:
         if agreed < len(own["tokens"]):
             text.append("⟂", style="bold red")
             text.append(_shown(own["tokens"][agreed:], own["ended"]), style="red")
-        parts.append(Panel(text, title=Text(plain(label)), title_align="left"))
+        parts.append(Panel(text, title=Text(printable(label)), title_align="left"))
     return Group(*parts)
 
 
 def _shown(tokens: list[str], ended: bool) -> str:
     kept = tokens[:-1] if ended else tokens
-    return plain("".join(kept)) + (" ⏹" if ended else "")
+    return printable("".join(kept)) + (" ⏹" if ended else "")
 
 
 def describe_model(model: Any) -> dict[str, Any]:
@@ -221,10 +213,10 @@ def print_anatomy(model: Any) -> None:
     facts = Table.grid(padding=(0, 2))
     for name in ("family", "parameters", "hidden_size", "vocab_size", "context_length", "chat_template", "dtype"):
         value = found[name]
-        facts.add_row(name.replace("_", " "), f"{value:,}" if type(value) is int else Text(plain(str(value))))
+        facts.add_row(name.replace("_", " "), f"{value:,}" if type(value) is int else Text(printable(str(value))))
     for name in ("decoder", "final_norm", "head", "fingerprint"):
-        facts.add_row(name.replace("_", " "), Text(plain(str(found[name]))))
-    console.print(Text(plain(found["name"]), style="bold"), facts)
+        facts.add_row(name.replace("_", " "), Text(printable(str(found[name]))))
+    console.print(Text(printable(found["name"]), style="bold"), facts)
     for _, group in groupby(found["blocks"], key=_shape):
         blocks = list(group)
         first, last = blocks[0]["layer_idx"], blocks[-1]["layer_idx"]
@@ -233,10 +225,10 @@ def print_anatomy(model: Any) -> None:
         for part in blocks[0]["sublayers"]:
             norms = ", ".join(map(_leaf, part["norms"])) or "shared"
             cells = ["  " + part["kind"], _pattern(part["name"]), f"{part['parameters']:,}", f"norm {norms}"]
-            table.add_row(*[Text(plain(cell)) for cell in cells])
+            table.add_row(*[Text(printable(cell)) for cell in cells])
         console.print(Text(f"{span}, {blocks[0]['layout']}"), table)
     for note in found["notes"]:
-        console.print(Text(plain(note), style="dim"))
+        console.print(Text(printable(note), style="dim"))
     console.print("Residual stream, logits, causality and replay were rebuilt from these parts: proved.")
 
 

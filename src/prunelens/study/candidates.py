@@ -1,5 +1,6 @@
 """What is compared with the dense model: a recipe on its own weights, or another model."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, load
 from prunelens.models.surgery import NOTHING, Drop, dropped, num_parameters
-from prunelens.pruning.importance import Ranking, check_counts, resolve
+from prunelens.pruning.importance import Ranking, check_parts, resolve
 from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
 
 Compressible = str | Path | Recipe | Model
@@ -51,13 +52,9 @@ def open_candidates(dense: Model, compressed: Sequence[Compressible]) -> list[Ca
     recipes = parse_candidates(compressed)
     for recipe in recipes:
         if recipe is not None:
-            check_counts(recipe, dense)
+            check_parts(recipe, dense)
     for item, recipe in zip(compressed, recipes, strict=True):
         found.append(Candidate(str(recipe), recipe) if recipe else _open_model(item, dense))
-    labels = [candidate.label for candidate in found]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise PrunelensError(f"{label} is given twice; name each compressed model once")
     return found
 
 
@@ -65,11 +62,24 @@ def parse_candidates(compressed: Sequence[Compressible]) -> list[Recipe | None]:
     """The recipe of each candidate, or None for a model.
 
     Raises:
-        PrunelensError: nothing to compare, or a malformed recipe.
+        PrunelensError: nothing to compare, a malformed recipe, or the same thing twice.
     """
     if not compressed:
         raise PrunelensError("expected at least one compressed model or recipe, such as drop-attention:1")
-    return [_recipe(item) for item in compressed]
+    recipes = [_recipe(item) for item in compressed]
+    labels = [_label(item, recipe) for item, recipe in zip(compressed, recipes, strict=True)]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise PrunelensError(f"{label} is given twice; name each compressed model once")
+    return recipes
+
+
+def _label(item: Compressible, recipe: Recipe | None) -> str:
+    """What tables call a compressed model; `dense` means the dense one."""
+    if recipe is not None:
+        return str(recipe)
+    name = item.name if isinstance(item, Model) else os.path.normpath(str(item)) if str(item) else ""
+    return "./dense" if name == "dense" else name
 
 
 def resolve_candidates(candidates: Sequence[Candidate], dense: Model, ranking: Ranking | None) -> None:
@@ -89,9 +99,10 @@ def _recipe(item: Compressible) -> Recipe | None:
 
 def _open_model(item: Compressible, dense: Model) -> Candidate:
     assert not isinstance(item, Recipe)
-    model = item if isinstance(item, Model) else load(item, dtype=dense.dtype, device=dense.device)
+    trust = dense.trust_remote_code
+    model = item if isinstance(item, Model) else load(item, dense.dtype, dense.device, trust)
     _check_vocabulary(dense, model)
-    return Candidate(model.name, model=model)
+    return Candidate(_label(item, None), model=model)
 
 
 def _check_vocabulary(dense: Model, compressed: Model) -> None:

@@ -54,6 +54,8 @@ STAT_COLUMNS = {
 STAT_FIELDS = [
     (name, {"bool": pa.bool_(), "rank": pa.int32()}.get(unit, pa.float64())) for name, unit in STAT_COLUMNS.items()
 ]
+REQUIRED = ("dense", "compressed", "ranking", "settings", "nulls", "notes", "seconds", "versions", "summary", "created")
+"""What run.json must hold for the page."""
 CURVES = ("survival_sampled", "survival_bound", "survival_greedy", "survival_coupled", "survival_free")
 
 SCHEMAS = {
@@ -142,18 +144,22 @@ def new_folder(target: Path) -> Iterator[Path]:
         PrunelensError: `target` exists and is not a run, or there are no rights or no space.
     """
     check_target(target)
+    target = Path(os.path.abspath(target))
     temporary: Path | None = None
+    made: list[Path] = []
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        made = _make_parents(target)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         yield temporary
         temporary.chmod(0o755)
         _swap(temporary, target)
+        made = []
     except OSError as error:
         raise _unwritable(target, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+        _remove(made)
 
 
 def probe_target(target: Path) -> None:
@@ -163,14 +169,36 @@ def probe_target(target: Path) -> None:
         PrunelensError: `target` exists and is not a run, or there are no rights there.
     """
     check_target(target)
-    missing = [parent for parent in target.parents if not parent.exists()]
+    target = Path(os.path.abspath(target))
+    made: list[Path] = []
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        made = _make_parents(target)
         Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")).rmdir()
-        for parent in missing:
-            parent.rmdir()
     except OSError as error:
         raise _unwritable(target, error) from error
+    finally:
+        _remove(made)
+
+
+def _make_parents(target: Path) -> list[Path]:
+    """Make the folders above `target`; returns those that were missing, the deepest first."""
+    missing = [parent for parent in target.parents if not parent.exists()]
+    made: list[Path] = []
+    try:
+        for parent in reversed(missing):
+            parent.mkdir()
+            made.insert(0, parent)
+    except OSError:
+        _remove(made)
+        raise
+    return made
+
+
+def _remove(folders: list[Path]) -> None:
+    """Remove empty folders, the deepest first; one that others have filled meanwhile stays."""
+    for folder in folders:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _unwritable(target: Path, error: OSError) -> PrunelensError:
@@ -207,9 +235,15 @@ def _swap(temporary: Path, target: Path) -> None:
         os.rename(temporary, target)
         return
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-    os.rename(target, aside / "run")
-    os.rename(temporary, target)
-    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        os.rename(target, aside / "earlier")
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            os.rename(aside / "earlier", target)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_run(run: Run, folder: Path) -> None:
@@ -255,4 +289,7 @@ def read_run(folder: Path) -> Run:
                 raise PrunelensError(f"{folder}/{name}.parquet has other columns than expected; run compare again")
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise PrunelensError(f"the run in {folder} is damaged ({str(error)[:160]}); run compare again") from error
+    missing = [key for key in REQUIRED if key not in info]
+    if missing:
+        raise PrunelensError(f"the run in {folder} is damaged (run.json lacks {missing[0]}); run compare again")
     return Run(tables, info)

@@ -95,6 +95,12 @@ def _encode(text: PromptText, model: Model, use_template: bool, max_new_tokens: 
     name = f"prompt {text.prompt_id!r}"
     if not text.text.strip() or not ids:
         raise PrunelensError(f"{text.where or name}: expected a prompt with text, found none in {name}")
+    num_known = model.network.get_input_embeddings().weight.shape[0]
+    if max(ids) >= num_known:
+        raise PrunelensError(
+            f"{name} has the token id {max(ids)}, but {model.name} knows {num_known} tokens; its tokenizer belongs to "
+            "another model"
+        )
     limit = model.context_length
     if limit is not None and len(ids) + max_new_tokens > limit:
         raise PrunelensError(
@@ -103,6 +109,18 @@ def _encode(text: PromptText, model: Model, use_template: bool, max_new_tokens: 
         )
     option_ids, problem = _option_ids(text, tokenizer, rendered, list(ids))
     return Prompt(text.prompt_id, text.kind, text.text, tuple(ids), text.options, option_ids, text.answer, problem)
+
+
+def _rendered(text: PromptText, model: Model) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return model.tokenizer.apply_chat_template(list(text.messages), tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise PrunelensError(
+            f"the chat template of {model.name} fails on prompt {text.prompt_id!r} ({error}); mend it, or pass "
+            "--no-chat-template"
+        ) from error
 
 
 def _option_ids(text: PromptText, tokenizer: Any, rendered: str, ids: list[int]) -> tuple[tuple[int, ...], str | None]:
@@ -147,7 +165,7 @@ def _parse_jsonl(text: str, path: str) -> list[PromptText]:
         where = f"{path}:{number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PrunelensError(f"{where}: expected a JSON object, found {line.strip()[:60]!r}") from error
         found.append(_parse_record(record, where, number))
     return found
@@ -164,6 +182,8 @@ def _parse_record(record: Any, where: str, number: int) -> PromptText:
         raise PrunelensError(f"{where}: expected a list of texts as options")
     if len(options) == 1:
         raise PrunelensError(f"{where}: expected at least two options, found one")
+    if any(_is_broken(part) for part in (*options, *(message["content"] for message in messages))):
+        raise PrunelensError(f"{where}: expected text, found half of a surrogate pair (\\ud800 to \\udfff)")
     answer = record.get("answer")
     return PromptText(
         prompt_id=str(record.get("id", f"line-{number}")),
@@ -173,6 +193,10 @@ def _parse_record(record: Any, where: str, number: int) -> PromptText:
         answer=None if answer is None else str(answer),
         where=where,
     )
+
+
+def _is_broken(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _is_message(message: Any) -> bool:
