@@ -1,4 +1,4 @@
-"""What all figures share: a colour per compressed model, axes, text that plotly cannot misread, and the drawing's JSON."""
+"""What all figures share: a colour per model, axes, text that plotly cannot misread, and the drawing's JSON."""
 
 import html
 import math

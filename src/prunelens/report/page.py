@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from prunelens.report import answer, curves, details, points
+from prunelens.report import answer, curves, details, generation, points
 from prunelens.report.figures import COLOURS, GRID, INK, MUTED, PAPER, Figure
 from prunelens.report.payload import KL_EDGES, script_json, texts_payload
 from prunelens.report.wording import number, shorten, visible
@@ -112,7 +112,7 @@ def _figures(run: Run) -> dict[str, list[Figure]]:
     return {
         "deviation": [curves.deviation_figure(run, index) for index in several],
         "estimates": [points.estimates_figure(run, index) for index in several],
-        "survival": [curves.survival_overview(run), *(curves.survival_figure(run, index) for index in several)],
-        "accumulation": [curves.accumulation_figure(run, index) for index in several],
+        "survival": [generation.survival_overview(run), *(generation.survival_figure(run, index) for index in several)],
+        "accumulation": [generation.accumulation_figure(run, index) for index in several],
         "options": [options] if options else [],
     }

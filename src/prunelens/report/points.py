@@ -124,7 +124,11 @@ def _cloud_panel(cloud: _Cloud, shown: np.ndarray, clouds: list[_Cloud], style: 
         ),
         _diagonal(low, high, "estimate = truth"),
     ]
-    layout = {"xaxis": log_axis(f"truth: {cloud.quantity}", low, high), "yaxis": log_axis("estimate", low, high)}
+    layout = {
+        "xaxis": log_axis(f"truth: {cloud.quantity}", low, high),
+        "yaxis": log_axis("estimate", low, high),
+        "margin": {"l": 64, "r": 14, "t": 64, "b": 48},  # room for the longest legend: panels stay level
+    }
     return Panel(title, draw(traces, layout), height=380)
 
 
@@ -188,7 +192,7 @@ def options_rows(run: Run) -> list[OptionsRow]:
 
 def _options_row(index: int, pairs: list[tuple[str, dict[str, Any], dict[str, Any]]]) -> OptionsRow:
     def mean(side: int, name: str) -> float:
-        return float(np.mean([float(pair[side][name]) for pair in pairs]))
+        return float(np.mean([float(pair[1:][side - 1][name]) for pair in pairs]))
 
     return OptionsRow(
         index,
@@ -207,7 +211,7 @@ def options_figure(run: Run) -> Figure | None:
     if not pairs:
         return None
     values = np.array([[row["kl_dense_compressed"] for row in pair[2:]] for pair in pairs])
-    kept = (values > 0).all(axis=1)
+    kept = np.asarray((values > 0).all(axis=1))
     note = f"{int((~kept).sum())} of {len(kept)} points with a KL of 0 are left out." if not kept.all() else ""
     return Figure(
         "The same step over the whole vocabulary and over the options alone",

@@ -6,8 +6,7 @@ const Figures = (() => {
   const touch = matchMedia("(pointer: coarse)").matches;
   const config = {
     responsive: true,
-    displaylogo: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    displayModeBar: false, // it would cover the legends; drag to zoom, double-click to reset
   };
   const plots = [...document.querySelectorAll(".plot")].map((node) => ({
     node,
