@@ -431,9 +431,7 @@ def redundancy(model: Any, sequences: Sequence[Sequence[int]]) -> dict[str, Arra
     layers = attrgetter(paths.layers)(model)
     scale = model.config.residual_multiplier if model.config.model_type == "granite" else 1.0
     seen: dict[tuple[str, int], torch.Tensor] = {}
-    cosines: dict[str, list[list[float]]] = {
-        kind: [[] for _ in layers] for kind in ("attention", "mlp", "block")
-    }
+    cosines: dict[str, list[list[float]]] = {kind: [[] for _ in layers] for kind in ("attention", "mlp", "block")}
 
     def watch_input(layer: int) -> Callable[..., None]:
         def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -73,7 +73,6 @@ SHIFT_FREE = (
 ).split()
 
 
-
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 10_000),
