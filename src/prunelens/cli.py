@@ -160,7 +160,10 @@ def _slug(name: str) -> str:
 def main() -> None:
     """Run the command line; what a user can mend is one sentence on stderr and exit code 2."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except PrunelensError as error:
         _stop(str(error))
     except KeyboardInterrupt:

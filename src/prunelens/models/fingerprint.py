@@ -50,8 +50,14 @@ def _identity(path: Path) -> list[Any]:
 
 
 def _canonical(config: dict[str, Any]) -> str:
-    kept = {name: value for name, value in config.items() if name not in VOLATILE}
-    return json.dumps(kept, sort_keys=True, default=str)
+    return json.dumps(_kept(config), sort_keys=True, default=str)
+
+
+def _kept(config: Any) -> Any:
+    """What of a configuration, nested ones included, belongs to the model's content."""
+    if isinstance(config, dict):
+        return {name: _kept(value) for name, value in config.items() if name not in VOLATILE}
+    return config
 
 
 def _start(config: dict[str, Any]) -> Any:

@@ -1,10 +1,11 @@
 """Open a model safely: a folder, a GGUF file, a hub id or the built-in name; safetensors and GGUF only."""
 
+import io
 import json
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,13 +155,16 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
         if file.read(4) != b"GGUF":
             raise PrunelensError(f"expected a GGUF file, but {path} does not begin with GGUF; download it again")
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    with _quiet(), _explained(f"{path} could not be read as a GGUF checkpoint, download it again or check its kind"):
-        network = AutoModelForCausalLM.from_pretrained(
-            **source, quantization_config=GgufConfig(dequantize=True), dtype=dtype
+    what = f"{path} could not be read as a GGUF checkpoint, download it again or check its kind"
+    with _quiet(), redirect_stderr(io.StringIO()), _explained(what):  # its progress bar knows no other switch
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            **source, quantization_config=GgufConfig(dequantize=True), dtype=dtype, output_loading_info=True
         )
-        network.config.quantization_config = None
-        del network.config.quantization_config
         tokenizer = AutoTokenizer.from_pretrained(**source)
+    network, found = opened
+    _check_complete(found, path)
+    network.config.quantization_config = None
+    del network.config.quantization_config
     return network, tokenizer
 
 
@@ -249,6 +253,16 @@ def _read_folder(path: Path, dtype: torch.dtype, trust: bool) -> tuple[Any, Any,
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     network, found = opened
+    _check_complete(found, path)
+    notes = []
+    if found["unexpected_keys"]:
+        extra = sorted(map(str, found["unexpected_keys"]))
+        notes.append(f"{len(extra)} tensors in {path} are not read by the model ({', '.join(extra[:3])}, …)")
+    return network, _tokenizer(path, trust), notes
+
+
+def _check_complete(found: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint with gaps, which transformers fills with random numbers."""
     mismatched = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
     wrong = sorted({*map(str, found["missing_keys"]), *map(str, mismatched)})
     if wrong:
@@ -256,11 +270,6 @@ def _read_folder(path: Path, dtype: torch.dtype, trust: bool) -> tuple[Any, Any,
             f"{path}: {len(wrong)} tensors that the configuration asks for are missing or have another shape "
             f"({', '.join(wrong[:3])}, …); the checkpoint is incomplete or its config.json belongs to another"
         )
-    notes = []
-    if found["unexpected_keys"]:
-        extra = sorted(map(str, found["unexpected_keys"]))
-        notes.append(f"{len(extra)} tensors in {path} are not read by the model ({', '.join(extra[:3])}, …)")
-    return network, _tokenizer(path, trust), notes
 
 
 def _check_files(path: Path) -> None:
@@ -321,8 +330,11 @@ def _tokenizer(path: Path, trust: bool) -> Any:
 
 def _check_weights(network: Any, name: str) -> None:
     for part, weight in network.named_parameters():
-        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
-            raise PrunelensError(f"{name}: the weights {part} hold NaN or infinite values; the file is damaged")
+        if not weight.is_floating_point() or bool(torch.isfinite(weight).all()):
+            continue
+        if weight.dtype == torch.float16 and not bool(torch.isnan(weight).any()):
+            raise PrunelensError(f"{name}: the weights {part} exceed the range of float16; use --dtype bfloat16")
+        raise PrunelensError(f"{name}: the weights {part} hold NaN or infinite values; the file is damaged")
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def encode(texts: list[PromptText], model: Model, chat_template: bool, max_new_t
 def _encode(text: PromptText, model: Model, use_template: bool, max_new_tokens: int) -> Prompt:
     tokenizer = model.tokenizer
     if use_template:
-        rendered = tokenizer.apply_chat_template(list(text.messages), tokenize=False, add_generation_prompt=True)
+        rendered = _rendered(text, model)
         ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     else:
         rendered = text.text
