@@ -31,7 +31,6 @@ Cli = Callable[..., tuple[int, str, str]]
 Change = Callable[[Path], Any]
 
 PROMPTS = f"{words(3, 4, 5)}\n{words(6, 7, 9, 10)}\n"
-PROGRESS = re.compile(r"\d+ % .*left .*$")
 TABLES = {f"{name}.parquet" for name in SCHEMAS}
 
 
@@ -115,8 +114,8 @@ def content(path: Path) -> str:
 
 
 def sentence(stderr: str) -> str:
-    """The one sentence on stderr, progress display left aside."""
-    lines = [line for line in stderr.splitlines() if line.strip() and not PROGRESS.search(line)]
+    """The one sentence on stderr, where nothing else may be: a pipe shows no progress."""
+    lines = stderr.splitlines()
     assert len(lines) == 1, stderr
     assert lines[0].startswith("prunelens: "), stderr
     assert "Traceback" not in stderr
@@ -557,7 +556,7 @@ def test_models_that_cannot_be_compared_are_refused(
         ("drop-attention:1", "drop-attention:1"),
         ("drop-attention:1", "drop-mlp:1", "drop-attention:1"),
         ("other", "other"),
-        pytest.param(("other", "other/")),
+        ("other", "other/"),
         pytest.param(
             ("drop-attention@1,2", "drop-attention@2,1"),
         ),
@@ -604,7 +603,7 @@ BAD_RECIPES = [
     ("drop-sublayers@1", ("'1'", "such as a25 or m3")),
     ("drop-sublayers@b1", ("'b1'", "such as a25 or m3")),
     ("drop-attention@1,1", ("once", "1, 1")),
-    ("drop-attention@1,01", ("twice", "attention 1")),
+    ("drop-attention@1,01", ("twice", "1, 01")),
     ("drop-attention:1,consecutive", ("consecutive", "drop-block:COUNT")),
     ("drop-block:2,consecutive,x", ("drop-block:2,consecutive,x",)),
     ("drop-block@1,consecutive", ("'consecutive'", "such as 25")),
@@ -653,9 +652,9 @@ def test_a_bad_recipe_is_refused(cli: Cli, work: Path, recipe: str, parts: tuple
         "drop-attention:0",
         "drop-attention:5",
         "drop-attention@4",
-        pytest.param("drop-attention@1+drop-attention@1"),
-        pytest.param("drop-attention@1+drop-block@1"),
-        pytest.param("drop-attention:3+drop-attention:3"),
+        "drop-attention@1+drop-attention@1",
+        "drop-attention@1+drop-block@1",
+        "drop-attention:3+drop-attention:3",
     ],
 )
 def test_a_bad_recipe_costs_no_generation(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
@@ -781,15 +780,15 @@ def test_prompts_that_are_missing_or_a_folder_are_refused(cli: Cli, work: Path) 
 
 
 @pytest.mark.parametrize(
-    "template",
+    "jinja",
     [
         pytest.param("{{ raise_exception('no user here') }}", id="raises"),
         pytest.param("{% if %}", id="no-jinja"),
         pytest.param("{{ messages[0].nothing.there }}", id="undefined"),
     ],
 )
-def test_a_chat_template_that_does_not_work_is_told(cli: Cli, work: Path, template: str) -> None:
-    write("model/chat_template.jinja", template)(work)
+def test_a_chat_template_that_does_not_work_is_told(cli: Cli, work: Path, jinja: str) -> None:
+    write("model/chat_template.jinja", jinja)(work)
     argv = [item for item in comparison() if item != "--no-chat-template"]
     assert_says(refused(cli, work, *argv), "chat template", "line-1", "--no-chat-template")
 
@@ -874,7 +873,7 @@ def test_an_unknown_dtype_is_refused(cli: Cli, work: Path) -> None:
     assert_says(refused(cli, work, "inspect", "model", "--dtype", "int8"), "float32, float16, bfloat16", "'int8'")
 
 
-@pytest.mark.parametrize("device", [pytest.param(name) for name in ("quantum", "cuda:99", "meta")])
+@pytest.mark.parametrize("device", ["quantum", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_refused(cli: Cli, work: Path, device: str) -> None:
     assert_says(refused(cli, work, *comparison(), "--device", device), "device", device)
 
@@ -892,17 +891,6 @@ BAD_OPTIONS = [
 
 @pytest.mark.parametrize(("option", "name"), BAD_OPTIONS)
 def test_a_bad_option_is_refused(cli: Cli, work: Path, option: tuple[str, ...], name: str) -> None:
-    before = tree(work)
-    code, stdout, stderr = cli(*comparison(), *option)
-    assert code == 2
-    assert stdout == ""
-    assert tree(work) == before
-    assert_says(stderr, name)
-    assert "Traceback" not in stderr
-
-
-@pytest.mark.parametrize(("option", "name"), BAD_OPTIONS)
-def test_a_bad_option_is_one_sentence(cli: Cli, work: Path, option: tuple[str, ...], name: str) -> None:
     assert_says(refused(cli, work, *comparison(), *option), name)
 
 
@@ -1013,7 +1001,7 @@ def test_no_space_while_the_page_is_written(
 
 @pytest.mark.parametrize(
     ("earlier", "nth"),
-    [(False, 1), pytest.param(True, 1), pytest.param(True, 2)],
+    [(False, 1), (True, 1), (True, 2)],
 )
 def test_a_run_that_cannot_take_its_place(
     cli: Cli, work: Path, finished: Any, monkeypatch: pytest.MonkeyPatch, earlier: bool, nth: int
@@ -1091,11 +1079,6 @@ def test_no_file_steers_the_terminal(cli: Cli, work: Path) -> None:
     assert "\x1b" not in found
 
 
-def test_stderr_holds_the_sentence_and_nothing_else(cli: Cli, work: Path) -> None:
-    _, _, stderr = cli(*comparison(dense="./nowhere"))
-    assert len(stderr.splitlines()) == 1
-
-
 # --- good runs ---------------------------------------------------------------------------------------------
 
 
@@ -1106,7 +1089,7 @@ def test_the_installed_command_prints_one_json_object(finished: tuple[Path, str,
     assert (answer["run"], answer["report"]) == ("run", "run/report.html")
     assert [record["compressed"] for record in answer["summary"]] == ["drop-attention:1"]
     assert stdout.count("\n") == 1
-    assert "Traceback" not in stderr
+    assert stderr == ""
     assert {path.name for path in run.iterdir()} == TABLES | {"run.json", "report.html"}
     assert {path.name for path in run.parent.iterdir()} == {"model", "prompts.txt", "run"}
     info = json.loads((run / "run.json").read_text(encoding="utf-8"))

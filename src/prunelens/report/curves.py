@@ -1,4 +1,4 @@
-"""Curves over the steps of a text: deviation in the three spaces, survival, amplification against accumulation."""
+"""Deviation in the embedding, logit and probability space over the steps of a text, in quantiles over prompts."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import pyarrow as pa
 from prunelens.report.figures import (
     INK,
     Figure,
+    Key,
     Look,
     Panel,
     axis,
@@ -17,6 +18,7 @@ from prunelens.report.figures import (
     log_axis,
     look,
     positive,
+    step_range,
 )
 from prunelens.study.store import Run
 from prunelens.study.summary import by_prompt, rows_of
@@ -27,7 +29,6 @@ SPACES = (
     ("Logit space, z", "logit_cosine"),
     ("Probability space, p", "prob_cosine"),
 )
-NUM_MARKS = 24
 STEP = "step, tokens"
 
 
@@ -51,9 +52,7 @@ def deviation_figure(run: Run, index: int) -> Figure:
     rows = rows_of(run.tables["steps"], compressed=label, trace="greedy")
     names = [*(name for _, name in SPACES), "logit_cosine_centered"]
     found = {name: 1 - step_matrix(rows, name) for name in names}
-    shown = positive(*found.values())
-    limits = (float(shown.min()), float(shown.max())) if len(shown) else (1e-9, 1.0)
-    style = look(index, label)
+    limits, style = _limits(found), look(index, label)
     panels = [
         _deviation_panel(
             title, found[name], found["logit_cosine_centered"] if name == "logit_cosine" else None, limits, style
@@ -66,9 +65,23 @@ def deviation_figure(run: Run, index: int) -> Figure:
         "The line is the median over prompts and the bands hold half and nine tenths of them; the three panels "
         "share one axis, so a higher curve is a larger turn away from the dense model.",
         tuple(panels),
-        (_left_out(found), _prompts_left(lengths)),
+        (_below(found, limits[0]), _prompts_left(lengths)),
         index,
+        (
+            Key("line", style.colour, "median"),
+            Key("band", style.faded(0.42), "25 to 75 %"),
+            Key("band", style.faded(0.16), "5 to 95 %"),
+            Key("dash", "var(--ink)", "median of the centred z (softmax ignores a common shift)"),
+        ),
     )
+
+
+def _limits(found: dict[str, np.ndarray]) -> tuple[float, float]:
+    """Ends of the common axis; the few smallest values of each space may lie below it."""
+    groups = [values for values in map(positive, found.values()) if len(values)]
+    if not groups:
+        return 1e-9, 1.0
+    return min(float(np.quantile(values, 0.05)) for values in groups), max(float(values.max()) for values in groups)
 
 
 def _deviation_panel(
@@ -79,7 +92,7 @@ def _deviation_panel(
     if not len(positive(values)):
         return Panel(title, empty="Every value is exactly 0: both models agree.")
     steps, (p05, p25, p50, p75, p95) = _quantiles(values)
-    floor = limits[0] / 2
+    floor = limits[0] / 2  # below the axis
     traces = [
         band(steps, _floored(p05, floor), _floored(p95, floor), style.faded(0.16), "5–95 %"),
         band(steps, _floored(p25, floor), _floored(p75, floor), style.faded(0.32), "25–75 %"),
@@ -88,16 +101,17 @@ def _deviation_panel(
     if centered is not None:
         traces.append(_median(*_median_of(centered), "median, centred z", INK, line={"dash": "dash"}))
     layout = {
-        "xaxis": axis(STEP, **_step_range(steps)),
+        "xaxis": axis(STEP, **step_range(int(steps[-1]))),
         "yaxis": log_axis("1 − cosine (no unit)", *limits),
         "hovermode": "x unified",
-        "margin": {"l": 64, "r": 14, "t": 84, "b": 48},  # room for the longest legend: panels stay level
+        "showlegend": False,
     }
-    return Panel(title, draw(traces, layout), height=380)
+    return Panel(title, draw(traces, layout), height=330)
 
 
 def _median(steps: np.ndarray, values: np.ndarray, name: str, colour: str, **more: Any) -> dict[str, Any]:
-    return line(steps, np.where(values > 0, values, np.nan), name, colour, hovertemplate="%{y:.3g}", **more)
+    mode = "lines" if len(steps) > 12 else "lines+markers"
+    return line(steps, np.where(values > 0, values, np.nan), name, colour, mode=mode, hovertemplate="%{y:.3g}", **more)
 
 
 def _quantiles(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,27 +129,18 @@ def _floored(values: np.ndarray, floor: float) -> np.ndarray:
     return np.maximum(values, floor)
 
 
-def _step_range(steps: np.ndarray) -> dict[str, Any]:
-    last = int(steps[-1]) if len(steps) else 1
-    margin = max(0.5, last * 0.02)
-    whole = {"dtick": 1} if last <= 12 else {}
-    return {"range": [1 - margin, last + margin], **whole}
-
-
-def _left_out(found: dict[str, np.ndarray]) -> str:
-    zero = [int(np.sum(values <= 0)) for values in found.values()]
+def _below(found: dict[str, np.ndarray], start: float) -> str:
+    """How many values the axis does not show, and how many of these are 0."""
     total = sum(int(np.isfinite(values).sum()) for values in found.values())
-    if not sum(zero):
-        return f"All {total:,} values are above 0."
-    named = zip(("h", "z", "p", "centred z"), zero, strict=True)
-    where = ", ".join(f"{number:,} in {name}" for name, number in named if number)
-    return (
-        f"{sum(zero):,} of {total:,} values are 0 or below rounding and cannot stand on a logarithmic axis "
-        f"({where}); they count in the quantiles and lie below the axis."
-    )
+    below = sum(int(np.sum(values < start)) for values in found.values())
+    named = zip(("h", "z", "p", "centred z"), found.values(), strict=True)
+    zeros = ((name, int(np.sum(values <= 0))) for name, values in named)
+    where = ", ".join(f"{number:,} in {name}" for name, number in zeros if number)
+    exact = f" (0 or lost in rounding: {where})" if where else ""
+    return f"{below:,} of {total:,} values lie below the axis{exact}; they count in the quantiles." if below else ""
 
 
 def _prompts_left(lengths: np.ndarray) -> str:
     if not len(lengths):
         return ""
-    return f"Texts end at different steps: {lengths[0]} prompts at step 1, {lengths[-1]} at step {len(lengths)}."
+    return f"Texts end at different steps: prompts at step 1: {lengths[0]}, at step {len(lengths)}: {lengths[-1]}."

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from prunelens.report.wording import number, percent, visible
+from prunelens.report.wording import DASH, number, percent, visible, word
 from prunelens.study.store import Run
 from prunelens.study.summary import column, rows_of, texts_of
 
@@ -22,8 +22,8 @@ class DamagedStep:
     prompt_id: str
     step: int
     before: str
-    dense: str
-    compressed: str
+    dense: tuple[str, str]
+    compressed: tuple[str, str]
     kl: str
 
 
@@ -56,7 +56,7 @@ def _damaged(run: Run, label: str, prompt: int, step: int, tokens: list[str], kl
     prompt_id = run.tables["prompts"]["prompt_id"][prompt].as_py()
     rows = rows_of(run.tables["alternatives"], compressed=label, prompt_id=prompt_id, step=step).to_pylist()
     tops = {
-        side: _top(rows[0][f"{side}_tokens"], rows[0][f"{side}_probs"]) if rows else "—"
+        side: _top(rows[0][f"{side}_tokens"], rows[0][f"{side}_probs"]) if rows else (DASH, "")
         for side in ("dense", "compressed")
     }
     before = "".join(tokens[: step - 1])
@@ -65,8 +65,9 @@ def _damaged(run: Run, label: str, prompt: int, step: int, tokens: list[str], kl
     return DamagedStep(prompt, prompt_id, step, cut + shown, tops["dense"], tops["compressed"], number(kl))
 
 
-def _top(tokens: list[str], probs: list[float]) -> str:
-    return f"{visible(tokens[0])}  {percent(probs[0])}" if tokens else "—"
+def _top(tokens: list[str], probs: list[float]) -> tuple[str, str]:
+    """The most likely token and its probability."""
+    return (word(tokens[0]), percent(probs[0])) if tokens else (DASH, "")
 
 
 def ranking(info: dict[str, Any]) -> list[dict[str, Any]]:
@@ -97,7 +98,7 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
         what.append(
             f"{record['num_layers']} blocks, hidden size {record['hidden_size']}, vocabulary {record['vocab_size']:,}"
         )
-    what += [f"without {kind} of blocks {', '.join(map(str, layers))}" for kind, layers in dropped.items()]
+    what += [_without(kind, layers) for kind, layers in dropped.items()]
     return {
         "label": record["label"],
         "recipe": record.get("recipe", ""),
@@ -105,3 +106,9 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
         "parameters": f"{record['parameters']:,}",
         "fingerprint": record.get("fingerprint", ""),
     }
+
+
+def _without(kind: str, layers: list[int]) -> str:
+    numbers = ", ".join(map(str, layers))
+    blocks = f"block{'s' if len(layers) > 1 else ''} {numbers}"
+    return f"without {blocks}" if kind == "block" else f"without the {kind} of {blocks}"

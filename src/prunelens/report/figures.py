@@ -30,6 +30,15 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Key:
+    """One entry of a legend that several panels share."""
+
+    mark: str
+    colour: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Figure:
     """Drawings that belong together, with one sentence on how to read them and notes on what is left out."""
 
@@ -38,6 +47,7 @@ class Figure:
     panels: tuple[Panel, ...]
     notes: tuple[str, ...] = ()
     model: int | None = None
+    keys: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,22 +113,39 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     }
 
 
+def step_range(last: int) -> dict[str, Any]:
+    """Range of an axis of steps from 1 to `last`."""
+    margin = max(0.5, last * 0.02)
+    whole = {"dtick": 1} if last <= 12 else {}
+    return {"range": [1 - margin, last + margin], **whole}
+
+
 def log_axis(title: str, low: float, high: float, **more: Any) -> dict[str, Any]:
-    """A logarithmic axis from `low` to `high`, a little wider, with ticks that fit its length."""
+    """A logarithmic axis from `low` to `high`, a little wider, with ticks that fit a narrow panel."""
     start, stop = math.log10(low) - 0.06, math.log10(high) + 0.06
     if stop - start < 1:
         middle = (start + stop) / 2
         start, stop = middle - 0.5, middle + 0.5
     span = stop - start
-    dtick: Any = "D2" if span <= 1.5 else math.ceil(span / 8)
+    if span <= 2.5:
+        ticks: dict[str, Any] = _plain_ticks(start, stop)
+    else:
+        ticks = {"dtick": math.ceil(span / 5), "exponentformat": "power"}
     return axis(
         title,
         type="log",
         range=[start, stop],
-        dtick=dtick,
-        exponentformat="power" if span > 1.5 or stop < -2 else "none",
+        **ticks,
         **more,
     )
+
+
+def _plain_ticks(start: float, stop: float) -> dict[str, Any]:
+    """Ticks at 1, 2 and 5 times the powers of ten of a short logarithmic axis, written out."""
+    steps = (1, 2, 5) if stop - start <= 1.5 else (1, 3)
+    powers = range(math.floor(start), math.ceil(stop) + 1)
+    values = [step * 10.0**power for power in powers for step in steps]
+    return {"tickvals": values, "ticktext": [f"{value:g}" for value in values]}
 
 
 def positive(*groups: np.ndarray) -> np.ndarray:
@@ -150,7 +177,7 @@ def line(x: np.ndarray, y: np.ndarray, name: str, colour: str, **more: Any) -> d
         "x": x,
         "y": y,
         "name": name,
-        "mode": "lines" if len(x) > 12 else "lines+markers",
+        "mode": "lines" if len(x) > 1 else "lines+markers",
         "line": {"color": colour, "width": 2, **more.pop("line", {})},
         **more,
     }

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from prunelens.report.curves import _step_range, stacked
+from prunelens.report.curves import STEP, stacked
 from prunelens.report.figures import (
     GRID,
     INK,
@@ -18,18 +18,15 @@ from prunelens.report.figures import (
     draw,
     line,
     look,
+    step_range,
 )
+from prunelens.report.wording import number
 from prunelens.study.store import Run
 from prunelens.study.summary import by_prompt, column, rows_of
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-SPACES = (
-    ("Embedding space, h", "hidden_cosine"),
-    ("Logit space, z", "logit_cosine"),
-    ("Probability space, p", "prob_cosine"),
-)
 NUM_MARKS = 24
-STEP = "step, tokens"
+MAX_BANDS = 4
+"""Largest number of models whose bands can be told apart in one drawing."""
 
 
 def survival_overview(run: Run) -> Figure:
@@ -41,7 +38,7 @@ def survival_overview(run: Run) -> Figure:
         rows, style = rows_of(run.tables["survival"], compressed=label), look(index, label)
         n = column(rows, "n")
         horizon = max(horizon, len(n))
-        if len(labels) <= 4:
+        if len(labels) <= MAX_BANDS:
             traces.append(_survival_band(rows, n, style, showlegend=False, legendgroup=str(index)))
         own = line(
             n,
@@ -54,11 +51,14 @@ def survival_overview(run: Run) -> Figure:
         own["line"]["dash"] = style.dash
         traces.append(own)
     traces.append(_half(horizon))
-    bands = "; the band is the 95 % interval over prompts" if len(labels) <= 4 else ""
+    bands = (
+        "the band is the 95 % interval over prompts, and where bands overlap this run does not tell the models apart"
+        if len(labels) <= MAX_BANDS
+        else "the figure below has the interval of each model"
+    )
     return Figure(
         "How long sampled texts stay the same, all models",
-        f"At n tokens the curve is the probability that both models have written the same n tokens{bands}; where "
-        "bands overlap, this run does not tell the models apart.",
+        f"At n tokens the curve is the probability that both models have written the same n tokens; {bands}.",
         (Panel("", draw(traces, _survival_layout(horizon)), height=380),),
     )
 
@@ -101,8 +101,8 @@ def survival_figure(run: Run, index: int) -> Figure:
         "coupling can exceed; the crosses should sit on the thin line.",
         (Panel("", draw(traces, _survival_layout(len(n))), height=420),),
         (
-            "The bound and S(n) are estimated from the same sampled texts, so near n = 1 noise may cross them; the "
-            "measured curves are shares of prompts and move in steps.",
+            "The bound and S(n) are estimated from the same sampled texts, so with few prompts noise may make them "
+            "cross; the measured curves are shares of prompts and move in steps.",
         ),
         index,
     )
@@ -135,7 +135,7 @@ def _half(horizon: int) -> dict[str, Any]:
 
 def _survival_layout(horizon: int) -> dict[str, Any]:
     return {
-        "xaxis": axis("n, tokens", **_step_range(np.array([horizon]))),
+        "xaxis": axis("n, tokens", **step_range(horizon)),
         "yaxis": axis("probability, or share of prompts", range=[-0.03, 1.04], dtick=0.25),
         "hovermode": "x unified",
     }
@@ -183,6 +183,8 @@ def accumulation_figure(run: Run, index: int) -> Figure:
         "once the texts have parted, and the lower panel counts the prompts whose texts have not.",
         (Panel("", draw(traces, _accumulation_layout(steps, int(both.max()))), height=460),),
         (
+            f"Mean over these steps: {number(float(np.nanmean(forced)))} nats read, "
+            f"{number(float(np.nanmean(free)))} nats run freely, from the same prompts at the same steps.",
             "Once contexts differ the free-running KL compares different contexts: it says how far apart the models "
             "are, not how wrong a step is.",
         ),
@@ -206,7 +208,7 @@ def _paired(steps: pa.Table, label: str) -> tuple[np.ndarray, np.ndarray, np.nda
 
 def _accumulation_layout(steps: np.ndarray, prompts: int) -> dict[str, Any]:
     return {
-        "xaxis": axis(STEP, anchor="y2", **_step_range(steps)),
+        "xaxis": axis(STEP, anchor="y2", **step_range(len(steps))),
         "yaxis": axis("mean KL, nats", domain=[0.36, 1], rangemode="tozero"),
         "yaxis2": axis("prompts", domain=[0, 0.24], range=[0, prompts * 1.08], nticks=4),
         "hovermode": "x unified",

@@ -112,7 +112,10 @@ def _figures(run: Run) -> dict[str, list[Figure]]:
     return {
         "deviation": [curves.deviation_figure(run, index) for index in several],
         "estimates": [points.estimates_figure(run, index) for index in several],
-        "survival": [generation.survival_overview(run), *(generation.survival_figure(run, index) for index in several)],
+        "survival": [
+            *([generation.survival_overview(run)] if len(several) > 1 else []),
+            *(generation.survival_figure(run, index) for index in several),
+        ],
         "accumulation": [generation.accumulation_figure(run, index) for index in several],
         "options": [options] if options else [],
     }

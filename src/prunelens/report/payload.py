@@ -3,8 +3,6 @@
 import json
 from typing import Any
 
-import pyarrow as pa
-
 from prunelens.report.wording import is_special, shorten, visible
 from prunelens.study.store import Run
 from prunelens.study.summary import by_prompt, free_agreement, rows_of, texts_of
@@ -51,9 +49,7 @@ class _Texts:
         self.horizon = run.info["settings"]["max_new_tokens"]
         self.tokens = Interned()
         self.blocks = Interned()
-        self.ids = [
-            key for key in self.tables["prompts"]["prompt_id"].to_pylist() if key in texts_of(self.tables, "dense")
-        ]
+        self.ids: list[str] = self.tables["prompts"]["prompt_id"].to_pylist()
 
     def payload(self) -> dict[str, Any]:
         dense = texts_of(self.tables, "dense")
@@ -130,8 +126,3 @@ def _rounded(value: float) -> float | None:
 
 def _whole(value: float) -> int | None:
     return None if value != value else int(value)
-
-
-def has_texts(tables: dict[str, pa.Table]) -> bool:
-    """Whether the dense model wrote anything."""
-    return bool(texts_of(tables, "dense"))

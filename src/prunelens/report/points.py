@@ -10,6 +10,7 @@ from prunelens.report.figures import (
     INK,
     MUTED,
     Figure,
+    Key,
     Look,
     Panel,
     draw,
@@ -18,7 +19,7 @@ from prunelens.report.figures import (
     plot_text,
     positive,
 )
-from prunelens.report.wording import number, percent
+from prunelens.report.wording import number
 from prunelens.study.store import Run
 from prunelens.study.summary import column, rows_of
 
@@ -55,11 +56,16 @@ def estimates_figure(run: Run, index: int) -> Figure:
     panels = [_cloud_panel(cloud, rows_shown, clouds, style) for cloud, rows_shown in zip(clouds, chosen, strict=True)]
     return Figure(
         "Estimate against truth, step by step",
-        "A point on the diagonal is an exact estimate and one below it an estimate that is too small; filled points "
-        f"are steps where the second order is trusted, |κ₃|/(3Tκ₂) ≤ {TRUSTED}.",
+        "A point on the diagonal is an exact estimate and one below it an estimate that is too small; dots are steps "
+        "where the second order is trusted, crosses are not.",
         tuple(panels),
         tuple(f"{cloud.title}: {_ratios(cloud)} {note}" for cloud, (_, note) in zip(clouds, drawn, strict=True)),
         index,
+        (
+            Key("dot", style.colour, f"trusted, |κ₃|/(3Tκ₂) ≤ {TRUSTED}"),
+            Key("cross", "var(--muted)", "not trusted"),
+            Key("line", "var(--ink)", "estimate = truth"),
+        ),
     )
 
 
@@ -127,9 +133,9 @@ def _cloud_panel(cloud: _Cloud, shown: np.ndarray, clouds: list[_Cloud], style: 
     layout = {
         "xaxis": log_axis(f"truth: {cloud.quantity}", low, high),
         "yaxis": log_axis("estimate", low, high),
-        "margin": {"l": 64, "r": 14, "t": 64, "b": 48},  # room for the longest legend: panels stay level
+        "showlegend": False,
     }
-    return Panel(title, draw(traces, layout), height=380)
+    return Panel(title, draw(traces, layout), height=340)
 
 
 def _points(cloud: _Cloud, rows: np.ndarray, name: str, marker: dict[str, Any]) -> dict[str, Any]:
@@ -191,17 +197,10 @@ def options_rows(run: Run) -> list[OptionsRow]:
 
 
 def _options_row(index: int, pairs: list[tuple[str, dict[str, Any], dict[str, Any]]]) -> OptionsRow:
-    def mean(side: int, name: str) -> float:
-        return float(np.mean([float(pair[1:][side - 1][name]) for pair in pairs]))
-
-    return OptionsRow(
-        index,
-        len(pairs),
-        number(mean(1, "kl_dense_compressed")),
-        number(mean(2, "kl_dense_compressed")),
-        percent(mean(1, "same_top1")),
-        percent(mean(2, "same_top1")),
-    )
+    sides = [[pair[1] for pair in pairs], [pair[2] for pair in pairs]]
+    kl = [number(float(np.mean([row["kl_dense_compressed"] for row in rows]))) for rows in sides]
+    same = [f"{sum(bool(row['same_top1']) for row in rows)} of {len(rows)}" for rows in sides]
+    return OptionsRow(index, len(pairs), kl[0], kl[1], same[0], same[1])
 
 
 def options_figure(run: Run) -> Figure | None:

@@ -3,7 +3,7 @@
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 DASH = "—"
@@ -43,9 +43,13 @@ def count(value: float) -> str:
     return f"{value:g}"
 
 
-def interval(record: Mapping[str, Any], wording: Any = number) -> str:
-    """[low to high] of a 95 % interval."""
+def interval(record: Mapping[str, Any], wording: Callable[[float | None], str] = number) -> str:
+    """[low to high] of a 95 % interval, a common unit said once."""
     low, high = wording(record["low"]), wording(record["high"])
+    if low == high:
+        return f"[{low}]"
+    if low[0].isdigit() and low.endswith(" %") and high.endswith(" %"):
+        low = low.removesuffix(" %")
     return f"[{low} to {high}]"
 
 
@@ -63,6 +67,11 @@ def visible(text: str) -> str:
     if not text:
         return "∅"
     return "".join(_visible_character(character) for character in text)
+
+
+def word(token: str) -> str:
+    """A token standing alone: blanks shown, on one line."""
+    return visible(token).replace("\n", "") if token.strip(" ") or not token else "␣" * len(token)
 
 
 def _visible_character(character: str) -> str:

@@ -30,7 +30,11 @@
     return (100 * value).toFixed(1) + " %";
   }
 
-  const word = (id) => data.tokens[id].replaceAll("\n", "");
+  // A token standing alone: blanks shown, on one line.
+  function word(id) {
+    const text = data.tokens[id];
+    return /^ +$/.test(text) ? "␣".repeat(text.length) : text.replaceAll("\n", "");
+  }
 
   function tokenNode(id, className) {
     return make("span", className + (special.has(id) ? " special" : ""), data.tokens[id]);
@@ -177,7 +181,8 @@
     }
     document.addEventListener("click", jump);
     model = Number(modelSelect.value) || 0;
-    promptSelect.value = "0";
+    prompt = data.prompts.id.length ? worst(data.steps[model].kl.map((kl) => Math.max(0, ...kl))) : 0;
+    promptSelect.value = String(prompt);
     chooseModel();
   }
 

@@ -1,0 +1,278 @@
+"""Recipes: strings and YAML parse to the same thing, print back as themselves, and anything else is refused."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from prunelens.errors import PrunelensError
+from prunelens.pruning.recipe import METHODS, Recipe, Step, is_recipe, parse_recipe
+
+LAYERS = st.integers(0, 200)
+COUNTED = st.fixed_dictionaries({"method": st.sampled_from(METHODS), "count": st.integers(1, 999_999)})
+CONSECUTIVE = st.fixed_dictionaries(
+    {"method": st.just("drop-block"), "count": st.integers(1, 999_999), "consecutive": st.just(True)}
+)
+NAMED = st.fixed_dictionaries(
+    {
+        "method": st.sampled_from([method for method in METHODS if method != "drop-sublayers"]),
+        "at": st.lists(LAYERS, min_size=1, max_size=12, unique=True).map(sorted),
+    }
+)
+SUBLAYERS = st.fixed_dictionaries(
+    {
+        "method": st.just("drop-sublayers"),
+        "at": st.lists(st.tuples(LAYERS, st.sampled_from("am")), min_size=1, max_size=12, unique=True).map(
+            lambda parts: [f"{kind}{layer_idx}" for layer_idx, kind in sorted(parts)]
+        ),
+    }
+)
+STEPS = st.lists(st.one_of(COUNTED, CONSECUTIVE, NAMED, SUBLAYERS), min_size=1, max_size=4)
+"""Steps as a YAML document holds them, indices in order of depth."""
+
+
+def recipe_of(steps: list[dict[str, Any]]) -> Recipe:
+    texts = [step | ({"at": tuple(map(str, step["at"]))} if "at" in step else {}) for step in steps]
+    return Recipe(steps=tuple(Step(**step) for step in texts))
+
+
+@given(STEPS)
+def test_a_recipe_is_what_it_prints(steps: list[dict[str, Any]]) -> None:
+    recipe = recipe_of(steps)
+    assert parse_recipe(str(recipe)) == recipe
+    assert str(parse_recipe(str(recipe))) == str(recipe)
+    assert is_recipe(str(recipe))
+
+
+@given(STEPS)
+def test_yaml_means_the_same(tmp_path_factory: pytest.TempPathFactory, steps: list[dict[str, Any]]) -> None:
+    path = tmp_path_factory.getbasetemp() / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"steps": steps}), encoding="utf-8")
+    assert parse_recipe(str(path)) == recipe_of(steps)
+    assert str(parse_recipe(str(path))) == str(recipe_of(steps))
+
+
+def test_a_yaml_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yml"
+    path.write_text(
+        "steps:  # vier Blöcke, dann zwei MLP\n"
+        "  - {method: drop-block, count: 4, consecutive: true}\n"
+        "  - method: drop-mlp\n"
+        "    at: [1, 2]\n",
+        encoding="utf-8",
+    )
+    assert parse_recipe(str(path)) == parse_recipe("drop-block:4,consecutive+drop-mlp@1,2")
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("drop-attention:8", [Step(method="drop-attention", count=8)]),
+        ("drop-mlp@3,17", [Step(method="drop-mlp", at=("3", "17"))]),
+        ("drop-sublayers:8", [Step(method="drop-sublayers", count=8)]),
+        ("drop-sublayers@m3,a25", [Step(method="drop-sublayers", at=("m3", "a25"))]),
+        ("drop-block:4,consecutive", [Step(method="drop-block", count=4, consecutive=True)]),
+        (
+            "drop-attention:4+drop-mlp@1",
+            [Step(method="drop-attention", count=4), Step(method="drop-mlp", at=("1",))],
+        ),
+        (
+            "drop-block:4, consecutive + drop-mlp@1, 2",
+            [Step(method="drop-block", count=4, consecutive=True), Step(method="drop-mlp", at=("1", "2"))],
+        ),
+    ],
+)
+def test_recipes_of_the_documentation(text: str, steps: list[Step]) -> None:
+    assert parse_recipe(text) == Recipe(steps=tuple(steps))
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("drop-mlp@1,2", "drop-mlp@2,1", "drop-mlp@01,2", " drop-mlp@1, 2 "),
+        ("drop-sublayers@a1,m1,a2", "drop-sublayers@a2,m1,a1"),
+        ("drop-block:2,consecutive+drop-mlp:1", "drop-block:02,consecutive + drop-mlp:1"),
+    ],
+)
+def test_the_same_thing_prints_the_same(texts: tuple[str, ...]) -> None:
+    assert {str(parse_recipe(text)) for text in texts} == {texts[0]}
+
+
+def test_the_order_of_steps_is_kept() -> None:
+    assert str(parse_recipe("drop-mlp:1+drop-attention:1")) == "drop-mlp:1+drop-attention:1"
+    assert parse_recipe("drop-mlp:1+drop-attention:1") != parse_recipe("drop-attention:1+drop-mlp:1")
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [("drop-mlp@1", False), ("drop-mlp:1", True), ("drop-mlp@1+drop-block:1", True), ("drop-mlp@1+drop-mlp@2", False)],
+)
+def test_only_counts_need_a_ranking(text: str, needed: bool) -> None:
+    assert parse_recipe(text).needs_ranking is needed
+
+
+def test_parts_are_layers_and_kinds_in_order_of_depth() -> None:
+    step = parse_recipe("drop-sublayers@m3,a25,a3").steps[0]
+    assert step.parts == (("attention", 3), ("mlp", 3), ("attention", 25))
+    assert step.kinds == ("attention", "mlp")
+    assert parse_recipe("drop-block@7,0").steps[0].parts == (("block", 0), ("block", 7))
+    assert parse_recipe("drop-mlp:3").steps[0].parts == ()
+
+
+BAD = [
+    "",
+    " ",
+    "drop-attention",
+    "drop-attention:",
+    "drop-attention@",
+    "drop-attention:0",
+    "drop-attention:-1",
+    "drop-attention:+1",
+    "drop-attention:1.0",
+    "drop-attention:1e2",
+    "drop-attention:1000000",
+    "drop-attention:8,8",
+    "drop-attention:8,consecutive",
+    "drop-block:8,consecutive,consecutive",
+    "drop-block:consecutive",
+    "drop-block@1,consecutive",
+    "drop-attention@-1",
+    "drop-attention@1-3",
+    "drop-attention@a1",
+    "drop-attention@1,,2",
+    "drop-attention@1,1",
+    "drop-attention@1,01",
+    "drop-attention@²",
+    "drop-attention@٣",
+    "drop-attention:٣",
+    "drop-sublayers@1",
+    "drop-sublayers@A1",
+    "drop-sublayers@a1,a1",
+    "drop-sublayers@a1,a01",
+    "drop-sublayers@a",
+    "drop-attention:1+",
+    "+drop-attention:1",
+    "drop-attention:1++drop-mlp:1",
+    "drop-attention:1 drop-mlp:1",
+    "drop-attention:1\ndrop-mlp:1",
+    "Drop-attention:1",
+    "drop_attention:1",
+    "drop-heads:1",
+    "wanda:2:4",
+    "drop-attention :1",
+]
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_what_is_no_recipe_is_refused(text: str) -> None:
+    with pytest.raises(PrunelensError, match="METHOD:COUNT or METHOD@INDEX"):
+        parse_recipe(text)
+
+
+@given(st.text(alphabet=st.sampled_from("drop-atenimlbkcsuv:@,+0123456789 \n."), max_size=40))
+def test_any_text_parses_or_is_refused(text: str) -> None:
+    try:
+        recipe = parse_recipe(text)
+    except PrunelensError:
+        return
+    assert str(parse_recipe(str(recipe))) == str(recipe)
+
+
+@given(st.text(max_size=400).filter(lambda text: "\0" not in text))
+def test_any_unicode_is_a_recipe_or_not(text: str) -> None:
+    assert is_recipe(text) in (True, False)
+    with suppress(PrunelensError):
+        parse_recipe(text)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"count": 1, "at": ("1",)},
+        {"count": 0},
+        {"count": -3},
+        {"count": True},
+        {"count": 1.0},
+        {"count": "1"},
+        {"at": ()},
+        {"at": ("1", "1")},
+        {"at": ("a1",)},
+        {"at": "12"},
+        {"at": 1},
+        {"at": ({},)},
+        {"count": 1, "consecutive": True},
+        {"count": 1, "unknown": 1},
+    ],
+)
+def test_a_step_is_checked_however_it_is_made(values: dict) -> None:
+    with pytest.raises(ValidationError):
+        Step(method="drop-mlp", **values)
+
+
+def test_a_recipe_is_checked_however_it_is_made() -> None:
+    with pytest.raises(ValidationError):
+        Recipe(steps=())
+    with pytest.raises(ValidationError):
+        Recipe(steps=(Step(method="drop-mlp", count=1),), more=1)
+    with pytest.raises(ValidationError):
+        Step(method="drop-heads", count=1)
+    step = Step(method="drop-mlp", count=1)
+    with pytest.raises(ValidationError):
+        step.count = 2
+
+
+@pytest.mark.parametrize(
+    "text", ["drop-attention:1", "drop-heads:3", "wanda:2:4", "drop-attention", "DROP-MLP:1", "a.yaml", "dir/b.yml"]
+)
+def test_these_mean_recipes(text: str) -> None:
+    assert is_recipe(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["smollm2", "Qwen/Qwen2.5-0.5B", "./model", "/abs/model", "model.gguf", "C:\\models\\x", "gpt2", ""]
+)
+def test_these_mean_models(text: str) -> None:
+    assert not is_recipe(text)
+
+
+def test_a_folder_that_is_there_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_recipe("drop-attention:1")
+    (tmp_path / "drop-attention:1").mkdir()
+    assert not is_recipe("drop-attention:1")
+
+
+def test_a_long_recipe_is_no_path() -> None:
+    text = "drop-sublayers@" + ",".join(f"a{layer},m{layer}" for layer in range(500))
+    assert is_recipe(text)
+    assert len(parse_recipe(text).steps[0].parts) == 1000
+    assert str(parse_recipe(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ("", "`steps:`"),
+        ("[]", "`steps:`"),
+        ("3: 4", "`steps:`"),
+        ("steps: [", "YAML"),
+        ("steps: []", "steps"),
+        ("steps: {method: drop-mlp, count: 1}", "steps"),
+        ("steps: [{method: drop-mlp, count: 1}]\nname: mine", "name"),
+        ("steps: [{method: drop-mlp, count: 1}, {method: drop-mlp}]", r"steps\.1"),
+        ("steps: [{method: drop-mlp, count: 1, consecutive: maybe}]", r"steps\.0\.consecutive"),
+        ("!!python/object/apply:os.getcwd []", "YAML"),
+    ],
+)
+def test_a_bad_document_is_refused_by_the_place(tmp_path: Path, document: str, said: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(document, encoding="utf-8")
+    with pytest.raises(PrunelensError, match=said) as caught:
+        parse_recipe(str(path))
+    assert str(path) in str(caught.value)
