@@ -13,3 +13,8 @@ def printable(text: str) -> str:
         letter if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf") else "\N{REPLACEMENT CHARACTER}"
         for letter in text
     )
+
+
+def has_half_pair(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which no tokenizer or table can take."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -212,18 +212,11 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path, model: Model, name:
         read_calibration(tmp_path / name, model)
 
 
-def broken(reason: str) -> pytest.MarkDecorator:
-    """A known fault of the implementation."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
-@broken("pruning/calibration.py: half a surrogate pair reaches the tokenizer, TypeError; tasks/prompts.py refuses it")
 def test_half_a_surrogate_pair_is_refused(tmp_path: Path, model: Model) -> None:
     with pytest.raises(PrunelensError, match=r"a\.jsonl:1"):
         read_calibration(text_file(tmp_path, r'{"text": "w3 \ud800"}', "a.jsonl"), model)
 
 
-@broken("pruning/calibration.py: ids of a tokenizer with more tokens than the model reach it, IndexError")
 def test_token_ids_of_text_beyond_the_model_are_refused(tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.tokenizer.add_tokens(["more"])

@@ -75,11 +75,6 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
 
 
-def broken(reason: str) -> pytest.MarkDecorator:
-    """A known fault of the implementation."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 # --- what is written comes back ----------------------------------------------------------------------------
 
 
@@ -258,16 +253,13 @@ def failing(nth: int, fault: BaseException, lasting: bool = False) -> Callable[.
     return sometimes
 
 
-LOST = broken("study/store.py _swap: `finally: rmtree(aside)` deletes an earlier run that could not be put back")
-
-
 @pytest.mark.parametrize(
     ("nth", "fault"),
     [
         (1, OSError(errno.EACCES, "no rights")),
         (2, OSError(errno.ENOSPC, "no space")),
         (1, KeyboardInterrupt()),
-        pytest.param(2, KeyboardInterrupt(), marks=LOST),
+        pytest.param(2, KeyboardInterrupt()),
     ],
 )
 def test_an_earlier_run_survives_a_swap_that_fails(
@@ -281,7 +273,6 @@ def test_an_earlier_run_survives_a_swap_that_fails(
     assert tree(tmp_path) == before
 
 
-@LOST
 def test_an_earlier_run_is_never_deleted_before_the_new_one_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,7 +364,6 @@ def test_a_folder_without_rights_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@broken("study/store.py check_target: PermissionError of iterdir is a traceback")
 def test_an_output_that_cannot_be_looked_into_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(self: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(self))

@@ -159,12 +159,6 @@ def test_a_separator_inside_a_prompt_does_not_end_it(tmp_path: Path) -> None:
     assert [prompt.text for prompt in prompts(written(tmp_path, content))] == [text]
 
 
-def broken(reason: str) -> pytest.MarkDecorator:
-    """A known fault of the implementation."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
-@broken("tasks/prompts.py _parse_file: str.splitlines ends lines at form feeds, U+0085 and U+2028; split at newlines")
 def test_a_separator_inside_a_line_of_text_does_not_end_it(tmp_path: Path) -> None:
     found = prompts(written(tmp_path, "one\u2028two\x0cthree\x85four\nnext", "prompts.txt"))
     assert [prompt.prompt_id for prompt in found] == ["line-1", "line-2"]
@@ -221,7 +215,6 @@ def test_a_file_called_core_can_be_named(tmp_path: Path, monkeypatch: pytest.Mon
             "a.jsonl",
             r'{"id": "\ud800", "prompt": "x"}',
             "a.jsonl:1: .*surrogate",
-            marks=broken("tasks/prompts.py: half a surrogate pair in id, kind or answer fails when Arrow encodes it"),
         ),
     ],
 )
@@ -230,7 +223,6 @@ def test_a_bad_file_is_refused_by_its_line(tmp_path: Path, name: str, content: s
         prompts(written(tmp_path, content, name))
 
 
-@broken("tasks/prompts.py _parse_record: null becomes the id `None`")
 def test_an_id_of_null_is_no_id(tmp_path: Path) -> None:
     found = prompts(written(tmp_path, lines({"id": None, "prompt": "w3"}, {"id": None, "prompt": "w4"})))
     assert [prompt.prompt_id for prompt in found] == ["line-1", "line-2"]
@@ -337,7 +329,6 @@ def test_a_token_beyond_the_model_is_refused(model: Model) -> None:
         one(model, text="w3 more")
 
 
-@broken("tasks/prompts.py _option_ids: an option's id beyond the model is kept and gathered from the logits later")
 def test_an_option_beyond_the_model_is_refused_or_has_a_reason(model: Model) -> None:
     model.tokenizer.add_tokens(["more"])
     try:

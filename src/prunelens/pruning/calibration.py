@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, has_half_pair
 from prunelens.models.loading import Model
 
 MAX_LENGTH = 2048
@@ -34,6 +34,12 @@ def read_calibration(path: Path, model: Model) -> list[list[int]]:
     for text in texts:
         ids = model.tokenizer(text, verbose=False)["input_ids"] if text.strip() else []
         pieces += [ids[start : start + length] for start in range(0, len(ids), length)]
+    num_known = model.network.get_input_embeddings().weight.shape[0]
+    if any(token >= num_known for piece in pieces for token in piece):
+        raise PrunelensError(
+            f"{path} has tokens that {model.name} does not know (it knows {num_known}); its tokenizer "
+            "belongs to another model"
+        )
     if not pieces:
         raise PrunelensError(f"expected calibration text with at least one token in {path}, found none")
     return pieces
@@ -49,7 +55,7 @@ def _jsonl_texts(content: str, path: Path) -> list[str]:
             text = record.get("text", record.get("prompt"))
         except (ValueError, AttributeError, RecursionError) as error:
             raise PrunelensError(f"{path}:{number}: expected a JSON object with a text") from error
-        if not isinstance(text, str):
+        if not isinstance(text, str) or has_half_pair(text):
             raise PrunelensError(f'{path}:{number}: expected "text" (or "prompt") to be a text')
         texts.append(text)
     return texts

@@ -48,7 +48,8 @@ def damage(run: Run, index: int) -> Damage:
     found = [
         _damaged(run, label, order.index(ids[row]), steps[row], texts[ids[row]]["tokens"], kl[row]) for row in worst
     ]
-    share = float(kl[worst].sum() / kl.sum()) if worst else 0.0
+    whole = len(worst) == np.count_nonzero(kl > 0)
+    share = 1.0 if whole else float(kl[worst].sum() / kl.sum())
     return Damage(found, percent(share), len(kl))
 
 

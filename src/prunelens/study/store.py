@@ -216,7 +216,10 @@ def check_target(target: Path) -> None:
     """
     if not os.path.lexists(target):
         return
-    empty = target.is_dir() and not any(target.iterdir())
+    try:
+        empty = target.is_dir() and not any(target.iterdir())
+    except OSError as error:
+        raise _unwritable(target, error) from error
     if not empty and not _is_run(target):
         raise PrunelensError(
             f"expected a new folder or an earlier run as output, found {target}, which is neither; name another"
@@ -235,15 +238,16 @@ def _swap(temporary: Path, target: Path) -> None:
         os.rename(temporary, target)
         return
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+    earlier = aside / "earlier"
     try:
-        os.rename(target, aside / "earlier")
-        try:
-            os.rename(temporary, target)
-        except OSError:
-            os.rename(aside / "earlier", target)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(target, earlier)
+        os.rename(temporary, target)
+    except BaseException:
+        if earlier.exists():
+            os.rename(earlier, target)  # if even this fails, the earlier run is kept beside its place
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_run(run: Run, folder: Path) -> None:

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, has_half_pair
 from prunelens.models.loading import Model
 
 CORE = "core"
@@ -108,6 +108,8 @@ def _encode(text: PromptText, model: Model, use_template: bool, max_new_tokens: 
             f"tokens of {model.name}; shorten it or lower --max-new-tokens"
         )
     option_ids, problem = _option_ids(text, tokenizer, rendered, list(ids))
+    if any(token >= num_known for token in option_ids):
+        option_ids, problem = (), f"an option begins with a token that {model.name} does not know"
     return Prompt(text.prompt_id, text.kind, text.text, tuple(ids), text.options, option_ids, text.answer, problem)
 
 
@@ -150,7 +152,7 @@ def _parse_file(path: Path) -> list[PromptText]:
         raise PrunelensError(f"expected a prompt file (UTF-8 text or JSONL) at {path}: {error}") from error
     if path.suffix in (".jsonl", ".json"):
         return _parse_jsonl(text, str(path))
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     return [
         PromptText(f"line-{number}", "text", ({"role": "user", "content": line},), where=f"{path}:{number}")
         for number, line in lines
@@ -182,21 +184,18 @@ def _parse_record(record: Any, where: str, number: int) -> PromptText:
         raise PrunelensError(f"{where}: expected a list of texts as options")
     if len(options) == 1:
         raise PrunelensError(f"{where}: expected at least two options, found one")
-    if any(_is_broken(part) for part in (*options, *(message["content"] for message in messages))):
+    name, kind, answer = (record.get(key) for key in ("id", "kind", "answer"))
+    written = (*options, *(message["content"] for message in messages), str(name), str(kind), str(answer))
+    if any(has_half_pair(part) for part in written):
         raise PrunelensError(f"{where}: expected text, found half of a surrogate pair (\\ud800 to \\udfff)")
-    answer = record.get("answer")
     return PromptText(
-        prompt_id=str(record.get("id", f"line-{number}")),
-        kind=str(record.get("kind", "multiple_choice" if options else "text")),
+        prompt_id=f"line-{number}" if name is None else str(name),
+        kind=str(kind or ("multiple_choice" if options else "text")),
         messages=tuple({"role": message["role"], "content": message["content"]} for message in messages),
         options=tuple(options),
         answer=None if answer is None else str(answer),
         where=where,
     )
-
-
-def _is_broken(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _is_message(message: Any) -> bool:
