@@ -163,7 +163,7 @@ def continuation_rows(
             "prompt_id": prompt.prompt_id,
             "trace": trace,
             "token_ids": continuation.token_ids,
-            "tokens": [tokenizer.decode([token]) for token in continuation.token_ids],
+            "tokens": [_token_text(tokenizer, token) for token in continuation.token_ids],
             "text": tokenizer.decode(continuation.token_ids, skip_special_tokens=True),
             "ended": continuation.ended,
             "agreed": None if agreed is None else agreed[index],
@@ -171,6 +171,14 @@ def continuation_rows(
         for index, (prompt, continuation) in enumerate(zip(prompts, written, strict=True))
     ]
     return pa.Table.from_pylist(records, SCHEMAS["continuations"])
+
+
+def _token_text(tokenizer: Any, token: int) -> str:
+    """The text of one token; decoding a single SentencePiece token drops the space it begins with."""
+    text: str = tokenizer.decode([token])
+    raw = tokenizer.convert_ids_to_tokens(token)
+    begins_with_space = isinstance(raw, str) and raw.startswith("\N{LOWER ONE EIGHTH BLOCK}")
+    return f" {text}" if begins_with_space and not text.startswith(" ") else text
 
 
 def alternative_rows(
@@ -185,7 +193,7 @@ def alternative_rows(
     }
     for side in ("dense", "compressed"):
         ids = stats[f"top_ids_{side}"][:, :NUM_ALTERNATIVES].tolist()
-        columns[f"{side}_tokens"] = [[model.tokenizer.decode([token]) for token in row] for row in ids]
+        columns[f"{side}_tokens"] = [[_token_text(model.tokenizer, token) for token in row] for row in ids]
         columns[f"{side}_probs"] = stats[f"top_probs_{side}"][:, :NUM_ALTERNATIVES].tolist()
     schema = SCHEMAS["alternatives"]
     return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
