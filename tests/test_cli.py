@@ -231,6 +231,25 @@ def bert(**more: Any) -> transformers.BertConfig:
     return transformers.BertConfig(**SMALL, **more)
 
 
+class Opened:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, sentinel: Path) -> None:
+        self.sentinel = sentinel
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.sentinel,)
+
+
+def indexed_pickle(work: Path) -> None:
+    """An index that sends the reader to a pickle, beside sound safetensors."""
+    tensors = load_file(work / WEIGHTS)
+    torch.save({name: Opened(work / "sentinel") for name in tensors}, work / "model" / "pytorch_model.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "pytorch_model.bin")}
+    (work / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    (work / WEIGHTS).rename(work / "model" / "other.safetensors")
+
+
 def tiny_t5() -> Any:
     sizes = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
@@ -243,6 +262,7 @@ def overwritten(value: float) -> Change:
 BAD_MODELS = [
     pytest.param(remove("model/config.json"), ("config.json", "model"), id="no-config"),
     pytest.param(pickled, ("safetensors", "pytorch_model.bin", "pickle", "convert"), id="pickle"),
+    pytest.param(indexed_pickle, ("safetensors", "pytorch_model.bin"), id="pickle-in-the-index"),
     pytest.param(remove(WEIGHTS), ("*.safetensors", "model"), id="no-weights"),
     pytest.param(write(WEIGHTS, os.urandom(5000)), (WEIGHTS, "damaged", "download"), id="random-safetensors"),
     pytest.param(write(WEIGHTS, b""), (WEIGHTS, "damaged", "download"), id="empty-safetensors"),
@@ -663,6 +683,25 @@ def test_a_bad_recipe_costs_no_generation(cli: Cli, work: Path, monkeypatch: pyt
 
     monkeypatch.setattr("prunelens.study.stages.write_dense", fail)
     refused(cli, work, *comparison("drop-mlp:1", recipe))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        comparison("drop-everything:1"),
+        comparison("drop-mlp:0"),
+        comparison("nowhere.yaml"),
+        comparison("drop-mlp:1", "drop-mlp:1"),
+        [*comparison(), "--temperature", "0"],
+        comparison(prompts="nowhere.txt"),
+        comparison(output="model"),
+    ],
+)
+def test_what_is_wrong_without_any_model_is_found_before_one_is_opened(
+    cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    monkeypatch.setattr("prunelens.models.loading.load", lambda *args, **kwargs: pytest.fail("a model was opened"))
+    refused(cli, work, *argv)
 
 
 @pytest.mark.parametrize(

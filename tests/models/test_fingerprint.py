@@ -1,6 +1,9 @@
 """The name of a model's content: the same for the same numbers, another for any change, remembered safely."""
 
+import hashlib
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,28 +148,40 @@ def test_the_second_time_nothing_is_read(files: list[Path], cache: Path, monkeyp
         fingerprint_files(files, CONFIG)
 
 
-def test_a_changed_file_is_read_again(files: list[Path]) -> None:
-    before = fingerprint_files(files, CONFIG)
-    changed = load_file(files[0])
-    one_bit(changed)
-    status = files[0].stat()
-    save_file(changed, files[0], metadata={"format": "pt"})
+def flip_a_bit(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-3, os.SEEK_END)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_a_file_changed_in_place_is_read_again(files: list[Path]) -> None:
+    before, status = fingerprint_files(files, CONFIG), files[0].stat()
+    flip_a_bit(files[0])
     os.utime(files[0], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert files[0].stat().st_size == status.st_size
-    after = fingerprint_files(files, CONFIG)
-    assert after != before
+    assert (files[0].stat().st_size, files[0].stat().st_ino) == (status.st_size, status.st_ino)
+    assert fingerprint_files(files, CONFIG) != before
 
 
-def test_a_replaced_file_of_the_same_size_and_time_is_read_again(files: list[Path], tmp_path: Path) -> None:
-    """As hub snapshots are: links to blobs, whose times a copy may keep."""
-    link = tmp_path / "link.safetensors"
+def test_a_file_put_in_its_place_is_read_again(files: list[Path], tmp_path: Path) -> None:
+    """Size and time may be the same: a copy keeps them."""
+    before, status = fingerprint_files(files, CONFIG), files[0].stat()
+    other = tmp_path / "other"
+    shutil.copy2(files[0], other)
+    flip_a_bit(other)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(other, files[0])
+    assert fingerprint_files(files, CONFIG) != before
+
+
+def test_a_link_that_points_elsewhere_is_read_again(files: list[Path], tmp_path: Path) -> None:
+    """As the snapshots of the hub are: links to files named by their content."""
+    link, other = tmp_path / "link.safetensors", tmp_path / "other"
     link.symlink_to(files[0])
     before = fingerprint_files([link], CONFIG)
-    changed = tensors()
-    one_bit(changed)
-    other = written(tmp_path / "other", changed)[0]
-    status = files[0].stat()
-    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    shutil.copy2(files[0], other)
+    flip_a_bit(other)
     link.unlink()
     link.symlink_to(other)
     assert fingerprint_files([link], CONFIG) != before
@@ -232,9 +247,6 @@ def test_strides_do_not_show() -> None:
 
 def test_fingerprints_hold_no_order_of_numpy(files: list[Path]) -> None:
     """The bytes of a tensor are those of the file: an independent hash over the same convention agrees."""
-    import hashlib
-    import json
-
     digest = hashlib.sha256(json.dumps(CONFIG, sort_keys=True).encode())
     for name, tensor in sorted(load_file(files[0]).items()):
         digest.update(f"\0{name}\0F32\0{tuple(tensor.shape)}\0".encode())
