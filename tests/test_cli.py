@@ -231,23 +231,22 @@ def bert(**more: Any) -> transformers.BertConfig:
     return transformers.BertConfig(**SMALL, **more)
 
 
-class Opened:
-    """Writes a file when it is unpickled."""
+def indexed(shard: str) -> Change:
+    """An index that sends the reader to another kind of file or another folder, beside sound safetensors."""
 
-    def __init__(self, sentinel: Path) -> None:
-        self.sentinel = sentinel
+    def apply(work: Path) -> None:
+        tensors = load_file(work / WEIGHTS)
+        target = work / "model" / shard
+        target.parent.mkdir(exist_ok=True)
+        if target.suffix == ".safetensors":
+            save_file(tensors, target, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, target)
+        index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}
+        (work / INDEX).write_text(json.dumps(index), encoding="utf-8")
+        (work / WEIGHTS).rename(work / "model" / "other.safetensors")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.sentinel,)
-
-
-def indexed_pickle(work: Path) -> None:
-    """An index that sends the reader to a pickle, beside sound safetensors."""
-    tensors = load_file(work / WEIGHTS)
-    torch.save({name: Opened(work / "sentinel") for name in tensors}, work / "model" / "pytorch_model.bin")
-    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "pytorch_model.bin")}
-    (work / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    (work / WEIGHTS).rename(work / "model" / "other.safetensors")
+    return apply
 
 
 def tiny_t5() -> Any:
@@ -262,7 +261,8 @@ def overwritten(value: float) -> Change:
 BAD_MODELS = [
     pytest.param(remove("model/config.json"), ("config.json", "model"), id="no-config"),
     pytest.param(pickled, ("safetensors", "pytorch_model.bin", "pickle", "convert"), id="pickle"),
-    pytest.param(indexed_pickle, ("safetensors", "pytorch_model.bin"), id="pickle-in-the-index"),
+    pytest.param(indexed("model.bin"), (INDEX, "model.bin", "safetensors"), id="index-to-a-pickle"),
+    pytest.param(indexed("../other/a.safetensors"), (INDEX, "../other/a"), id="index-to-elsewhere"),
     pytest.param(remove(WEIGHTS), ("*.safetensors", "model"), id="no-weights"),
     pytest.param(write(WEIGHTS, os.urandom(5000)), (WEIGHTS, "damaged", "download"), id="random-safetensors"),
     pytest.param(write(WEIGHTS, b""), (WEIGHTS, "damaged", "download"), id="empty-safetensors"),

@@ -78,7 +78,7 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, str, tuple[int, ...], Any
 
             for tensor in GGUFReader(path).tensors:
                 shape = tuple(int(size) for size in tensor.shape)
-                yield tensor.name, tensor.tensor_type.name, shape, tensor.data.tobytes()
+                yield tensor.name, tensor.tensor_type.name, shape, tensor.data.reshape(-1).view("uint8")
         else:
             yield from _safetensors(path)
 

@@ -306,6 +306,11 @@ def _check_index(path: Path) -> None:
         shards = {str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise PrunelensError(f"{index} is not a safetensors index; download it again") from error
+    strange = sorted(shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors"))
+    if strange:
+        raise PrunelensError(
+            f"expected {index} to name safetensors files in its own folder, found {strange[0]}; convert the checkpoint or download it again"
+        )
     missing = sorted(shard for shard in shards if not (path / shard).is_file())
     if missing:
         raise PrunelensError(f"{path} lacks {missing[0]}, which its index {index} names; download it again")
