@@ -309,7 +309,8 @@ def _check_index(path: Path) -> None:
     strange = sorted(shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors"))
     if strange:
         raise PrunelensError(
-            f"expected {index} to name safetensors files in its own folder, found {strange[0]}; convert the checkpoint or download it again"
+            f"expected {index} to name safetensors files in its own folder, found {strange[0]}; convert the "
+            "checkpoint or download it again"
         )
     missing = sorted(shard for shard in shards if not (path / shard).is_file())
     if missing:
