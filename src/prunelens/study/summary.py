@@ -12,8 +12,10 @@ from prunelens.spaces.survival import (
     agreed_length,
     common_prefix,
     draft_speedup,
+    expected_agreed,
     faithful_length,
     ratio_interval,
+    survival_rows,
 )
 
 SURVIVAL_AT = (8, 32)
@@ -125,12 +127,8 @@ def _faithful(tables: dict[str, pa.Table], label: str) -> dict[str, Any]:
 def expected_agreed_tokens(tables: dict[str, pa.Table], label: str) -> Interval:
     """Σ S(n) (S4) with its interval over prompts, from the sampled rows of `steps`."""
     horizon = rows_of(tables["survival"], compressed=label).num_rows
-    sampled = rows_of(tables["steps"], compressed=label, trace="sampled")
-    totals = []
-    for _, acceptance, tv in by_prompt(sampled, "acceptance", "tv"):
-        before = np.concatenate([[1.0], np.cumprod(acceptance)])
-        totals.append(float(before[:-1] @ (1 - tv)) + before[-1] * (horizon - len(tv)))
-    return ratio_interval(np.array(totals), np.ones(len(totals)))
+    sampled = by_prompt(rows_of(tables["steps"], compressed=label, trace="sampled"), "acceptance", "tv")
+    return expected_agreed(survival_rows([row[1] for row in sampled], [row[2] for row in sampled], horizon))
 
 
 def by_prompt(table: pa.Table, *names: str) -> list[tuple[Any, ...]]:
