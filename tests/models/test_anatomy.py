@@ -25,9 +25,9 @@ def test_parts_rebuild_the_residual_stream(family: str) -> None:
         outputs.append(scales[module] * tensor)
 
     parts = [part for block in anatomy.blocks for part in block.sublayers]
-    scales = {part.last: part.scale for part in parts}
+    scales = {part.chain[-1]: part.scale for part in parts}
     for part in parts:
-        part.last.register_forward_hook(add)
+        part.chain[-1].register_forward_hook(add)
     first, last = anatomy.blocks[0].module, anatomy.blocks[-1].module
     first.register_forward_pre_hook(lambda module, args: stream.update(start=args[0]))
     last.register_forward_hook(lambda module, args, output: stream.update(end=output))

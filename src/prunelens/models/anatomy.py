@@ -33,8 +33,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 3e-2, torc
 class Sublayer:
     """A module whose output, times `scale`, is added to the residual stream of block `layer_idx`.
 
-    `norms` are the modules that serve only this sublayer (before or after it); `num_outputs` is 0 for a
-    module that returns a tensor, else the length of the tuple it returns.
+    `chain` runs from the module that reads the stream to the one whose output is added (norm, module, norm);
+    `norms` are those of it that serve only this sublayer. `num_outputs` is 0 for a module that returns a tensor,
+    else the length of the tuple it returns. `adds_residual` tells that the output holds the stream already.
     """
 
     kind: Kind
@@ -42,9 +43,14 @@ class Sublayer:
     name: str
     module: nn.Module
     norms: tuple[str, ...]
-    last: nn.Module
+    chain: tuple[nn.Module, ...]
     num_outputs: int
     scale: float
+    adds_residual: bool = False
+
+    def add_to(self, stream: Tensor, output: Tensor) -> Tensor:
+        """The stream after this sublayer: what it read, and what the end of its chain returned, together."""
+        return output if self.adds_residual else stream + self.scale * output
 
 
 @dataclass(frozen=True)
@@ -236,7 +242,8 @@ def _describe(
     others = [call for other in chains if other is not chain for call in other]
     norms = tuple(names[call.module] for call in chain if call is not core and call not in others)
     kind: Kind = "mlp" if _is_position_wise(core) else "attention"
-    return Sublayer(kind, layer_idx, names[core.module], core.module, norms, chain[-1].module, core.num_outputs, scale)
+    modules = tuple(call.module for call in chain)
+    return Sublayer(kind, layer_idx, names[core.module], core.module, norms, modules, core.num_outputs, scale)
 
 
 def _is_position_wise(call: _Call) -> bool:

@@ -5,19 +5,17 @@ calibration tokens. One pass of the model gives all scores.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from prunelens.errors import PrunelensError
-from prunelens.models.anatomy import Block
 from prunelens.models.batches import pad_right, plan_batches
 from prunelens.models.loading import Model
+from prunelens.models.streams import BlockPass, watched_blocks
 from prunelens.models.surgery import Drop
-from prunelens.models.taps import decoder_of, first_tensor, input_tensor, run_decoder
+from prunelens.models.taps import decoder_of, run_decoder
 from prunelens.pruning.recipe import Recipe, Step
 
 Key = tuple[str, int]
@@ -72,40 +70,16 @@ def rank_redundancy(
 def _batch_scores(model: Model, ids: Tensor, real: Tensor) -> dict[Key, float]:
     """Sums over real tokens of the cosines, for one right-padded batch."""
     scores: dict[Key, float] = {}
-    with ExitStack() as stack:
-        for block in model.anatomy.blocks:
-            _watch_block(block, real, scores, stack)
+
+    def score(pass_: BlockPass) -> None:
+        layer_idx = pass_.block.layer_idx
+        scores["block", layer_idx] = _cosine_sum(pass_.before, pass_.after, real)
+        for part in pass_.sublayers:
+            scores[part.sublayer.kind, layer_idx] = _cosine_sum(part.before, part.after, real)
+
+    with watched_blocks(model.anatomy.blocks, score):
         run_decoder(decoder_of(model.network), ids)
     return scores
-
-
-def _watch_block(block: Block, real: Tensor, scores: dict[Key, float], stack: ExitStack) -> None:
-    parts: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            parts[name] = first_tensor(output)  # type: ignore[assignment]
-
-        return hook
-
-    def finish(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        stream = input_tensor(args, kwargs)
-        result = first_tensor(output)
-        assert stream is not None
-        assert result is not None
-        scores["block", block.layer_idx] = _cosine_sum(stream, result, real)
-        before = stream
-        for part in block.sublayers:
-            after = before + part.scale * parts[part.kind]
-            scores[part.kind, block.layer_idx] = _cosine_sum(before, after, real)
-            before = stream if block.layout == "parallel" else after
-        parts.clear()
-
-    for part in block.sublayers:
-        handle = part.last.register_forward_hook(keep(part.kind))
-        stack.callback(handle.remove)
-    handle = block.module.register_forward_hook(finish, with_kwargs=True)
-    stack.callback(handle.remove)
 
 
 def _cosine_sum(before: Tensor, after: Tensor, real: Tensor) -> float:

@@ -17,7 +17,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.cache import write_whole
 
 FORMAT = "prunelens-run"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 STAT_COLUMNS = {
     "hidden_cosine": "1",
@@ -79,6 +79,45 @@ SCHEMAS = {
             ("position", pa.int32()),
             ("token_id", pa.int32()),
             ("contexts_differ", pa.bool_()),
+            *STAT_FIELDS,
+        ]
+    ),
+    "layers": pa.schema(
+        [
+            ("compressed", pa.string()),
+            ("prompt_id", pa.string()),
+            ("trace", pa.string()),
+            ("step", pa.int32()),
+            ("position", pa.int32()),
+            ("token_id", pa.int32()),
+            ("layer_idx", pa.int32()),
+            ("sublayer", pa.string()),
+            ("lens", pa.string()),
+            *STAT_FIELDS,
+        ]
+    ),
+    "attribution": pa.schema(
+        [
+            ("compressed", pa.string()),
+            ("prompt_id", pa.string()),
+            ("layer_idx", pa.int32()),
+            ("sublayer", pa.string()),
+            ("changed", pa.bool_()),
+            ("num_steps", pa.int32()),
+            ("kl_alone", pa.float64()),
+            ("tv_alone", pa.float64()),
+            ("kl_all_but", pa.float64()),
+            ("tv_all_but", pa.float64()),
+        ]
+    ),
+    "noise": pa.schema(
+        [
+            ("against", pa.string()),
+            ("prompt_id", pa.string()),
+            ("trace", pa.string()),
+            ("step", pa.int32()),
+            ("position", pa.int32()),
+            ("token_id", pa.int32()),
             *STAT_FIELDS,
         ]
     ),
