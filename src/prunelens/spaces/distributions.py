@@ -3,7 +3,7 @@
 Everything follows from the dense log-probabilities la = log p, the log-ratio d = log p' - log p and the
 difference e = p' - p. Both differences vanish exactly for equal logits, a common shift of the logits drops
 out before anything is summed, and small quantities are not obtained as differences of large ones. All sums
-are float64. On a CPU, fresh memory costs more than arithmetic, so five buffers of (rows, V) are reused.
+are float64. On a CPU, fresh memory costs more than arithmetic, so six buffers of (rows, V) are reused.
 """
 
 import math
@@ -15,6 +15,13 @@ from torch import Tensor
 from prunelens.spaces.vectors import cosine_from_split
 
 TOP_K = 10
+UNDERFLOW = 1e-280
+ZEROS = (
+    *("logit_alpha", "logit_rho", "logit_rms_delta", "logit_var_uniform"),
+    *("kl_dense_compressed", "kl_compressed_dense", "js", "tv", "delta_p_top1", "delta_p_token"),
+    *("prob_deviation_estimate", "kl_estimate", "kl_estimate_third", "trust"),
+)
+"""Columns that are 0 for a model compared with itself."""
 
 
 def pair_stats(
@@ -48,8 +55,13 @@ class PairedRows:
 
     def __init__(self, rows: int, num_tokens: int, temperature: float, device: torch.device) -> None:
         self.temperature = temperature
-        self._buffers = torch.empty(5, rows, num_tokens, dtype=torch.float64, device=device)
+        self._buffers = torch.empty(6, rows, num_tokens, dtype=torch.float64, device=device)
         self.top_ids = torch.empty(0, dtype=torch.int64)
+
+    def fits(self, rows: int, logits: Tensor) -> bool:
+        """Whether so many rows like these can be held."""
+        _, held, num_tokens = self._buffers.shape
+        return rows <= held and num_tokens == logits.shape[1] and self._buffers.device == logits.device
 
     def set_dense(self, logits: Float[Tensor, "rows V"]) -> None:
         """Take rows of the dense model's logits; every later `compare` refers to them.
@@ -57,7 +69,7 @@ class PairedRows:
         Raises:
             ValueError: logits that are NaN or infinite.
         """
-        self._la, self._p, self._d, self._e, self._scratch = self._buffers[:, : logits.shape[0]]
+        self._la, self._p, self._d, self._e, self._scratch, self._product = self._buffers[:, : logits.shape[0]]
         self.top_ids = top_ids(logits, TOP_K)
         self._margin = _margin(logits, self.top_ids)
         self._shift = self._normalise(logits, self.top_ids[:, :1], self._la, self._p)
@@ -83,16 +95,44 @@ class PairedRows:
         compressed_ids = top_ids(logits, TOP_K)
         shift = self._normalise(logits, compressed_ids[:, :1], self._d, self._e)
         entropy_compressed = -self._dot(self._d, self._e)
-        self._d -= self._la
-        self._e -= self._p
+        torch.mul(self._p, self._e, out=self._product)
+        self._subtract_dense()
+        mixed_log_cosh = self._mixed_log_cosh()
         stats = self._decisions(logits, compressed_ids, token_ids)
         moments = self._moments()
         stats |= self._logit_stats(shift - self._shift + moments["mean_p"])
         stats |= self._estimates(moments)
-        stats |= self._divergences(moments["mean_p"], entropy_compressed)
+        stats |= self._divergences(moments["mean_p"], mixed_log_cosh, entropy_compressed)
         stats["amplification"] = _ratio(stats.pop("prob_deviation"), stats.pop("logit_deviation"))
         stats["amplification_estimate"] = _ratio(moments["var_r"], stats["logit_rho"] ** 2)
         return stats
+
+    def divergences(self, logits: Float[Tensor, "rows V"]) -> dict[str, Tensor]:
+        """Only `kl_dense_compressed` (nats) and `tv` (P2) of rows of a compressed model's logits, (rows,) each.
+
+        Raises:
+            ValueError: logits that are NaN or infinite.
+        """
+        self._normalise(logits, logits.argmax(-1, keepdim=True), self._d, self._e)
+        self._subtract_dense()
+        kl = self._e.sum(-1) - self._dot(self._p, self._d)
+        return {"kl_dense_compressed": kl.clamp_min(0), "tv": self._tv()}
+
+    def identical(self) -> dict[str, Tensor]:
+        """The columns of `compare` for a model with the dense model's own logits, without computing them."""
+        zero, one = torch.zeros_like(self._entropy), torch.ones_like(self._entropy)
+        ones = ("logit_cosine", "logit_cosine_centered", "prob_cosine", "topk_overlap", "acceptance")
+        undefined = dict.fromkeys(("amplification", "amplification_estimate"), zero / 0)
+        decided = {"same_top1": one.bool(), "rank_of_dense_top1": one.long()}
+        entropies = dict.fromkeys(("entropy_dense", "entropy_compressed"), self._entropy)
+        return dict.fromkeys(ZEROS, zero) | dict.fromkeys(ones, one) | undefined | decided | entropies
+
+    def _subtract_dense(self) -> None:
+        self._d -= self._la
+        self._e -= self._p
+
+    def _tv(self) -> Tensor:
+        return 0.5 * torch.abs(self._e, out=self._scratch).sum(-1)
 
     def _normalise(self, logits: Tensor, top1: Tensor, log_probs: Tensor, probs: Tensor) -> Tensor:
         """Write log p and p of the rows; return z/T - log p, one number a row."""
@@ -158,7 +198,7 @@ class PairedRows:
             "trust": torch.where(var_p == 0, 0.0, third.abs() / (3 * var_p)),
         }
 
-    def _divergences(self, mean_d: Tensor, entropy_compressed: Tensor) -> dict[str, Tensor]:
+    def _divergences(self, mean_d: Tensor, mixed_log_cosh: Tensor, entropy_compressed: Tensor) -> dict[str, Tensor]:
         """P1, P2 and the entropies; nats.
 
         KL(p‖p') = Σ(p' - p - p·d), every term of which is positive; the sum of both directions is Σe·d; and
@@ -170,12 +210,8 @@ class PairedRows:
         alpha = self._dot(p, e) / self._squared_p
         rho_squared = (self._dot(e, e) / self._squared_p - alpha**2).clamp_min(0)
         cosine, deviation = cosine_from_split(alpha, rho_squared)
-        tv = 0.5 * torch.abs(e, out=self._scratch).sum(-1)
-        mixture = torch.add(e, p, alpha=2, out=self._scratch)
-        log_cosh = (
-            d.add_(mean_d.unsqueeze(-1)).mul_(0.25).sinh_().square_().mul_(2).log1p_()
-        )  # of d/2; d is not needed any more
-        js = 0.25 * both_kl - 0.5 * log_cosh.mul_(mixture).sum(-1)
+        tv = self._tv()
+        js = 0.25 * both_kl - 0.5 * mixed_log_cosh
         if not bool(torch.isfinite(js).all()):  # log cosh overflows for |d| > 1400
             half = torch.add(p, e, alpha=0.5)
             js = -torch.xlogy(half, half).sum(-1) - 0.5 * (self._entropy + entropy_compressed)
@@ -189,6 +225,15 @@ class PairedRows:
             "entropy_compressed": entropy_compressed,
             "prob_deviation": deviation,
         }
+
+    def _mixed_log_cosh(self) -> Tensor:
+        """Σ(p+p')·log cosh(d/2), from 4·cosh²(d/2) = (p+p')²/(p·p') where that does not underflow."""
+        p, d, e, product = self._p, self._d, self._e, self._product
+        if float(product.amin()) > UNDERFLOW:
+            log_cosh = torch.mul(e, e, out=self._scratch).div_(product).mul_(0.25).log1p_().mul_(0.5)
+        else:
+            log_cosh = torch.mul(d, 0.25, out=self._scratch).sinh_().square_().mul_(2).log1p_()
+        return log_cosh.mul_(torch.add(e, p, alpha=2, out=product)).sum(-1)
 
     def _decisions(self, logits: Tensor, compressed_ids: Tensor, token_ids: Tensor) -> dict[str, Tensor]:
         """P3, the acceptance of the reference token (S1), and the most likely tokens of both models."""

@@ -16,8 +16,11 @@ from prunelens.spaces.vectors import hidden_stats
 Head = Callable[[Tensor], Tensor]
 """Logits (rows, V) of states (rows, d) that enter the language-model head."""
 
+Stats = dict[str, Tensor]
+
+LOGITS_AT_ONCE = 8
 CPU_LOGITS_PER_CHUNK = 2**22  # 16 MB of float32
-CPU_LOGITS_PER_PASS = 2**19  # five float64 buffers of 4 MB: they stay in a processor's cache
+CPU_LOGITS_PER_PASS = 2**19  # six float64 buffers of 4 MB: they stay in a processor's cache
 GPU_LOGITS = 2**25
 
 
@@ -53,24 +56,91 @@ def stream_pairs(
     Returns:
         For each pair a dictionary of CPU tensors with T rows each.
     """
-    collected: list[list[dict[str, Tensor]]] = [[] for _ in pairs]
-    buffers: PairedRows | None = None
+    pairing = LogitPairs(temperature)
+    collected: list[list[Stats]] = [[] for _ in pairs]
     for start, stop, dense_logits in _logit_chunks(states, head):
         compressed_logits = [pair.head(pair.states[start:stop]) for pair in pairs]
-        step = _rows_per_pass(dense_logits)
-        if buffers is None:
-            rows = min(step, dense_logits.shape[0])
-            buffers = PairedRows(rows, dense_logits.shape[1], temperature, dense_logits.device)
-        for low in range(0, stop - start, step):
-            high = min(low + step, stop - start)
-            tokens = token_ids[start + low : start + high].to(dense_logits.device)
-            buffers.set_dense(dense_logits[low:high])
-            for index, logits in enumerate(compressed_logits):
-                stats = buffers.compare(logits[low:high].to(dense_logits.device), tokens)
-                stats["top_ids_dense"] = buffers.top_ids
-                collected[index].append({name: value.cpu() for name, value in stats.items()})
+        found = pairing.compare(dense_logits, compressed_logits, token_ids[start:stop])
+        for parts, stats in zip(collected, found, strict=True):
+            parts.append(stats)
         advance(stop - start)
-    return [_merge(parts) | _hidden(states, pair.states) for parts, pair in zip(collected, pairs, strict=True)]
+    return [merge(parts) | hidden_rows(states, pair.states) for parts, pair in zip(collected, pairs, strict=True)]
+
+
+def stream_divergences(
+    states: Float[Tensor, "T d"],
+    head: Head,
+    pairs: Sequence[Pair],
+    temperature: float,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> list[dict[str, Tensor]]:
+    """`kl_dense_compressed` (nats) and `tv` (P2) alone, (T,) each, at half the cost of `stream_pairs`.
+
+    Made for many compressed models: only `LOGITS_AT_ONCE` of them have logits at a time. `advance` is called
+    with the number of rows compared, once for each model.
+    """
+    pairing = LogitPairs(temperature)
+    collected: list[list[Stats]] = [[] for _ in pairs]
+    for start, stop, dense_logits in _logit_chunks(states, head):
+        for low in range(0, len(pairs), LOGITS_AT_ONCE):
+            group = slice(low, low + LOGITS_AT_ONCE)
+            logits = [pair.head(pair.states[start:stop]) for pair in pairs[group]]
+            for parts, stats in zip(collected[group], pairing.divergences(dense_logits, logits), strict=True):
+                parts.append(stats)
+            advance((stop - start) * len(logits))
+    return [merge(parts) for parts in collected]
+
+
+class LogitPairs:
+    """Compares chunks of logits, a few rows at a time in one set of float64 buffers."""
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self._buffers: PairedRows | None = None
+
+    def compare(
+        self, dense: Float[Tensor, "rows V"], compressed: Sequence[Tensor | None], token_ids: Int64[Tensor, " rows"]
+    ) -> list[dict[str, Tensor]]:
+        """Row statistics of compressed logits against the dense ones, on the CPU; None stands for equal logits.
+
+        See `PairedRows.compare`; equal logits give the columns of `PairedRows.identical`.
+        """
+
+        def measure(buffers: PairedRows, logits: Tensor | None, rows: slice) -> Stats:
+            if logits is None:
+                return buffers.identical()
+            tokens = token_ids[rows].to(dense.device)
+            return buffers.compare(logits[rows].to(dense.device), tokens) | {"top_ids_dense": buffers.top_ids}
+
+        return self._each(dense, compressed, measure)
+
+    def divergences(self, dense: Float[Tensor, "rows V"], compressed: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """`kl_dense_compressed` and `tv` of compressed logits against the dense ones, on the CPU."""
+
+        def measure(buffers: PairedRows, logits: Tensor | None, rows: slice) -> Stats:
+            assert logits is not None
+            return buffers.divergences(logits[rows].to(dense.device))
+
+        return self._each(dense, compressed, measure)
+
+    def _each(
+        self,
+        dense: Tensor,
+        compressed: Sequence[Tensor | None],
+        measure: Callable[[PairedRows, Tensor | None, slice], Stats],
+    ) -> list[Stats]:
+        """Set a few dense rows at a time, and measure all compressed logits against them."""
+        found: list[list[Stats]] = [[] for _ in compressed]
+        step = min(_rows_per_pass(dense), dense.shape[0])
+        if self._buffers is None or not self._buffers.fits(step, dense):
+            self._buffers = PairedRows(step, dense.shape[1], self.temperature, dense.device)
+        for low in range(0, dense.shape[0], step):
+            rows = slice(low, min(low + step, dense.shape[0]))
+            self._buffers.set_dense(dense[rows])
+            for parts, logits in zip(found, compressed, strict=True):
+                stats = measure(self._buffers, logits, rows)
+                parts.append({name: value.cpu() for name, value in stats.items()})
+        return [merge(parts) for parts in found]
 
 
 def _logit_chunks(states: Tensor, head: Head) -> Iterator[tuple[int, int, Tensor]]:
@@ -91,15 +161,17 @@ def _rows_per_pass(logits: Tensor) -> int:
     return max(1, budget // logits.shape[1])
 
 
-def _hidden(dense: Tensor, compressed: Tensor) -> dict[str, Tensor]:
+def hidden_rows(dense: Float[Tensor, "T d"], compressed: Float[Tensor, "T d"]) -> dict[str, Tensor]:
+    """H1 and H2 of states row by row, in float64 on the CPU."""
     parts = [
         hidden_stats(left.double(), right.double().to(left.device))
         for left, right in zip(dense.split(1024), compressed.split(1024), strict=True)
     ]
-    return {name: value.cpu() for name, value in _merge(parts).items()}
+    return {name: value.cpu() for name, value in merge(parts).items()}
 
 
-def _merge(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def merge(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Row statistics of consecutive chunks as one."""
     if not parts:
         return {}
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
