@@ -1,5 +1,6 @@
 """The residual stream around every sublayer, and what a sublayer's twin would have made of the same input."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -49,8 +50,9 @@ class SublayerPass:
         """The stream with the output of another model's sublayer, run on the same input, (B, T, d)."""
         value = self.calls[0].source
         for call, module in zip(self.calls, twin.chain, strict=True):
-            value = call.again(module, value.view(call.source.shape))
-        return twin.add_to(self.before, value.view(self.before.shape))
+            value = call.again(module, value.reshape(call.source.shape))
+        same_scale = math.isclose(twin.scale, self.sublayer.scale, rel_tol=1e-4)  # each was solved for on its own
+        return (self.sublayer if same_scale else twin).add_to(self.before, value.reshape(self.before.shape))
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,12 @@ def _block_pass(block: Block, whole: Call, calls: dict[nn.Module, Call]) -> Bloc
     assert after is not None
     stream, found = before, []
     for part in block.sublayers:
-        own = tuple(calls[module] for module in part.chain)
-        output = first_tensor(own[-1].output)
-        assert output is not None
-        found.append(SublayerPass(part, stream, part.add_to(stream, output.view(stream.shape)), own))
+        own = tuple(calls[module] for module in part.chain if module in calls)
+        after = stream
+        if len(own) == len(part.chain):  # else the block was taken out whole
+            output = first_tensor(own[-1].output)
+            assert output is not None
+            after = part.add_to(stream, output.reshape(stream.shape))
+        found.append(SublayerPass(part, stream, after, own))
         stream = before if block.layout == "parallel" else found[-1].after
     return BlockPass(block, before, after, tuple(found))

@@ -148,12 +148,15 @@ def _logit_chunks(states: Tensor, head: Head) -> Iterator[tuple[int, int, Tensor
     total = states.shape[0]
     if total == 0:
         return
-    num_tokens = head(states[:1]).shape[-1]
-    budget = CPU_LOGITS_PER_CHUNK if states.device.type == "cpu" else GPU_LOGITS
-    rows = max(1, budget // num_tokens)
+    rows = rows_per_chunk(head(states[:1]).shape[-1], states.device)
     for start in range(0, total, rows):
         stop = min(start + rows, total)
         yield start, stop, head(states[start:stop])
+
+
+def rows_per_chunk(num_tokens: int, device: torch.device) -> int:
+    """How many rows of a vocabulary of `num_tokens` are made at once."""
+    return max(1, (CPU_LOGITS_PER_CHUNK if device.type == "cpu" else GPU_LOGITS) // num_tokens)
 
 
 def _rows_per_pass(logits: Tensor) -> int:

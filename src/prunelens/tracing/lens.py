@@ -1,0 +1,112 @@
+"""The lens: residual streams of any depth read through the final norm and the head, and compared."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prunelens.models.loading import Model
+from prunelens.models.variant import Variant
+from prunelens.spaces.head import LogitPairs, Stats, hidden_rows, merge, rows_per_chunk
+from prunelens.tracing.layer_states import LayerStates, Places
+
+LENSES = ("normed", "raw")
+
+Key = tuple[str, str]
+"""(trace, label)."""
+
+
+@dataclass(frozen=True)
+class Lens:
+    """Reads a stream as if the model ended there.
+
+    `normed` reads it through the model's final norm and head, `raw` through the head alone.
+    """
+
+    model: Model
+    name: str
+
+    def states(self, stream: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d"]:
+        """What enters the head."""
+        norm = self.model.anatomy.final_norm
+        return stream if self.name == "raw" or norm is None else self.model.network.get_submodule(norm)(stream)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A stream through a lens."""
+
+    states: Tensor
+    logits: Tensor
+
+
+class LensReader:
+    """Compares the streams of a batch through one lens; its buffers serve all batches.
+
+    Both streams of a sublayer (L1) are read through the dense model's lens, the streams in depth (L2) each through
+    its own model's.
+    """
+
+    def __init__(self, dense: Model, variants: Mapping[str, Variant], name: str, temperature: float) -> None:
+        self._dense = Lens(dense, name)
+        self._own = {label: Lens(variant.model, name) for label, variant in variants.items()}
+        self._drops = any(variant.model is dense for variant in variants.values())
+        self._pairing = LogitPairs(temperature)
+        self._recent: list[tuple[Tensor, _Read]] = []
+
+    def read(self, states: LayerStates, places: Places) -> dict[Key, list[Stats]]:
+        """For each trace and model the statistics at the sampled steps, one entry per sublayer in order of depth."""
+        found: dict[Key, list[list[Stats]]] = {}
+        device = states.depth[0].device
+        rows = rows_per_chunk(self._dense.model.anatomy.vocab_size, device)
+        for start in range(0, len(places.sampled), rows):
+            chunk = slice(start, start + rows)
+            self._recent = []
+            for index in range(len(states.sublayers)):
+                for key, stats in self._read_sublayer(states, places, index, chunk):
+                    found.setdefault(key, [[] for _ in states.sublayers])[index].append(stats)
+        return {key: [merge(chunks) for chunks in parts] for key, parts in found.items()}
+
+    def _read_sublayer(
+        self, states: LayerStates, places: Places, index: int, chunk: slice
+    ) -> Iterator[tuple[Key, Stats]]:
+        sampled = places.sampled[chunk]
+        tokens = places.token_ids[sampled]
+        local: dict[Key, _Read] = {}
+        if self._drops:
+            local["dropped", "dense"] = self._through_dense(states.before[index][chunk])
+        for label, twins in states.twins.items():
+            local["local", label] = self._through_dense(twins[index][chunk])
+        deep = {
+            ("cumulative", label): self._through_own(label, streams[index], sampled)
+            for label, streams in states.compressed_depth.items()
+        }
+        after, depth = states.after[index][chunk], states.depth[index][sampled]
+        if torch.equal(after, depth):
+            yield from self._compare(self._through_dense(depth), local | deep, tokens)
+        else:
+            yield from self._compare(self._through_dense(after), local, tokens)
+            yield from self._compare(self._through_dense(depth), deep, tokens)
+
+    def _compare(self, dense: _Read, others: Mapping[Key, _Read | None], tokens: Tensor) -> Iterator[tuple[Key, Stats]]:
+        logits = [read.logits if read else None for read in others.values()]
+        for (key, read), stats in zip(others.items(), self._pairing.compare(dense.logits, logits, tokens), strict=True):
+            yield key, stats | hidden_rows(dense.states, read.states if read else dense.states)
+
+    def _through_dense(self, stream: Tensor) -> _Read:
+        """Read through the dense lens; what one sublayer writes the next one reads, so the last few are kept."""
+        for recent, read in self._recent:
+            if torch.equal(recent, stream):
+                return read
+        read = self._read(self._dense, stream)
+        self._recent = [*self._recent[-2:], (stream, read)]
+        return read
+
+    def _through_own(self, label: str, stream: Tensor | None, sampled: Tensor) -> _Read | None:
+        return None if stream is None else self._read(self._own[label], stream[sampled])
+
+    def _read(self, lens: Lens, stream: Tensor) -> _Read:
+        states = lens.states(stream)
+        return _Read(states, lens.model.head(states))
