@@ -27,7 +27,10 @@ DEMO_PROMPTS = 16
 DEMO_TOKENS = 48
 
 Dtype = Annotated[str | None, typer.Option(help="float64, float32, float16 or bfloat16; default float32 on a CPU.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default the first GPU, else the CPU.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1, …, or auto: all GPUs, memory and disk; default the first GPU, else the CPU."),
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that a checkpoint brings along.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else on stdout.")]
 Out = Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the run; default runs/DATE-MODEL.")]

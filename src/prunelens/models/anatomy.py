@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelens.errors import PrunelensError
+from prunelens.models.placement import input_device
 from prunelens.models.taps import (
     decoder_of,
     first_tensor,
@@ -145,9 +146,8 @@ def _find_layers(decoder: nn.Module, names: dict[nn.Module, str]) -> list[nn.Mod
 
 def _probe_ids(model: nn.Module) -> Tensor:
     vocab_size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, vocab_size, (1, PROBE_LENGTH), generator=generator).to(device)
+    return torch.randint(0, vocab_size, (1, PROBE_LENGTH), generator=generator).to(input_device(model))
 
 
 def _watch(decoder: nn.Module, modules: list[nn.Module], ids: Tensor) -> tuple[dict[nn.Module, _Call], Tensor]:
@@ -181,7 +181,8 @@ def _find_block(layer_idx: int, layer: nn.Module, calls: dict[nn.Module, _Call],
     inner = [part for part in inner if not _same(part.source, part.result)]  # dropout at rest
     chains = _chains(inner)
     contributions = [chain[-1].result for chain in chains]
-    scales = _solve_scales(call.source, call.result, contributions, names[layer])
+    source = call.source.to(call.result.device)  # the layer before may be on another device
+    scales = _solve_scales(source, call.result, contributions, names[layer])
     found = [_describe(layer_idx, chain, chains, scale, names) for chain, scale in zip(chains, scales, strict=True)]
     kinds = [part.kind for part in found]
     if kinds not in (["attention", "mlp"], ["mlp", "attention"], ["attention"], ["mlp"]):
@@ -191,7 +192,7 @@ def _find_block(layer_idx: int, layer: nn.Module, calls: dict[nn.Module, _Call],
         )
     parallel = len(chains) == 2 and _same(chains[0][0].source, chains[1][0].source)
     if len(chains) == 2 and not parallel:
-        middle = call.source + scales[0] * contributions[0]
+        middle = source + scales[0] * contributions[0]
         _expect_close(chains[1][0].source, middle, f"residual stream inside {names[layer]}")
     layout: Literal["sequential", "parallel"] = "parallel" if parallel else "sequential"
     return Block(layer_idx, names[layer], layer, layout, tuple(found), call.num_outputs)
@@ -307,7 +308,7 @@ def _check_replay(model: nn.Module, layers: list[nn.Module], ids: Tensor, hidden
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
-    difference = (found.double() - expected.double()).norm()
+    difference = (found.to(expected.device).double() - expected.double()).norm()
     return bool(difference <= TOLERANCE.get(expected.dtype, 0.1) * expected.double().norm())
 
 

@@ -34,12 +34,14 @@ def fingerprint_files(files: list[Path], config: dict[str, Any]) -> str:
 
 
 def fingerprint_model(model: Any) -> str:
-    """Fingerprint of a model in memory (a `PreTrainedModel` that was not opened from files)."""
+    """Fingerprint of a `PreTrainedModel` that was not opened from files, wherever accelerate keeps its weights."""
     import torch
+
+    from prunelens.models.placement import fetched
 
     digest = _start(model.config.to_dict())
     for name, tensor in sorted(model.state_dict().items()):
-        data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        data = fetched(model, name, tensor).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
         _add(digest, name, str(tensor.dtype), tuple(tensor.shape), data)
     return digest.hexdigest()
 

@@ -95,8 +95,9 @@ def _watch(block: Block, visit: Callable[[BlockPass], None], stack: ExitStack) -
 
 def _block_pass(block: Block, whole: Call, calls: dict[nn.Module, Call]) -> BlockPass:
     """Put together what was seen of a block."""
-    before, after = whole.source, first_tensor(whole.output)
+    after = first_tensor(whole.output)
     assert after is not None
+    before = whole.source.to(after.device)  # the block before may be on another device
     stream, found = before, []
     for part in block.sublayers:
         own = tuple(calls[module] for module in part.chain if module in calls)

@@ -15,6 +15,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from prunelens.models.anatomy import Anatomy, Block, Sublayer
+from prunelens.models.placement import counted_parameters
 from prunelens.models.taps import input_tensor, replaced_forward
 
 
@@ -63,7 +64,7 @@ def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING) -> 
             if block.layer_idx in getattr(drop, part.kind):
                 modules = [part.module, *(model.get_submodule(name) for name in part.norms)]
                 gone.update(id(weight) for module in modules for weight in module.parameters())
-    return sum(weight.numel() for weight in model.parameters() if id(weight) not in gone)
+    return sum(weight.numel() for _, weight in counted_parameters(model) if id(weight) not in gone)
 
 
 def _nothing(part: Sublayer) -> Callable[..., Any]:

@@ -29,11 +29,11 @@ def decoder_of(model: nn.Module) -> nn.Module:
 
 
 def run_decoder(decoder: nn.Module, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T d"]:
-    """States that enter the head, for token ids without left padding; no cache, no mask.
+    """States that enter the head, for token ids without left padding and on their device; no cache, no mask.
 
     Right padding needs no mask: a causal model's states do not depend on what comes after them.
     """
-    return decoder(input_ids=ids, use_cache=False).last_hidden_state
+    return decoder(input_ids=ids, use_cache=False).last_hidden_state.to(ids.device)
 
 
 def head_of(model: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -84,7 +84,7 @@ def _batch_scores(model: Model, ids: Tensor, real: Tensor) -> dict[Key, float]:
 
 def _cosine_sum(before: Tensor, after: Tensor, real: Tensor) -> float:
     cosines = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=-1, eps=1e-300)
-    return float(cosines[real].sum())
+    return float(cosines[real.to(cosines.device)].sum())
 
 
 def resolve(recipe: Recipe, model: Model, ranking: Ranking | None) -> Drop:

@@ -100,7 +100,7 @@ def _recipe(item: Compressible) -> Recipe | None:
 def _open_model(item: Compressible, dense: Model) -> Candidate:
     assert not isinstance(item, Recipe)
     trust = dense.trust_remote_code
-    model = item if isinstance(item, Model) else load(item, dense.dtype, dense.device, trust)
+    model = item if isinstance(item, Model) else load(item, dense.dtype, dense.placement, trust)
     _check_vocabulary(dense, model)
     return Candidate(_label(item, None), model=model)
 

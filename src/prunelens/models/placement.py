@@ -1,0 +1,202 @@
+"""Where a model's weights are: on one device, on several, or waiting in main memory or on disk until they are used.
+
+Spreading and offloading are accelerate's. A part that waits elsewhere has its parameters on the `meta` device;
+a hook around its forward fetches their numbers and lets them go again.
+"""
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunelens.errors import PrunelensError
+from prunelens.models.cache import cache_dir
+
+AUTO = "auto"
+DISK = "disk"
+
+Device = str | int | torch.device
+Devices = str | torch.device | Mapping[str, Device]
+"""A device, `auto`, or for each part of the network by name a device or `disk`."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model is to go.
+
+    Attributes:
+        device: the device that computes (with several, the first of them).
+        device_map: what accelerate is asked for, or None for one device.
+    """
+
+    device: torch.device
+    device_map: str | dict[str, Device] | None = None
+
+    def __str__(self) -> str:
+        return str(self.device) if self.device_map is None else "the memory that is there"
+
+
+def plan_placement(device: Devices | None) -> Placement:
+    """Check what was asked for.
+
+    Raises:
+        PrunelensError: a device that is not there or holds no numbers, a map of parts within parts, or no accelerate.
+    """
+    if isinstance(device, Mapping):
+        _need_accelerate("a map of devices")
+        return _planned_map(device)
+    if device == AUTO:
+        _need_accelerate("--device auto")
+        return Placement(_checked(None), AUTO)
+    return Placement(_checked(device))
+
+
+def place(placement: Placement, opener: Callable[..., Any]) -> Any:
+    """Let transformers open a network where it is to stay.
+
+    What must be written anew to be offloaded goes to a folder that is removed with the network.
+
+    Args:
+        placement: where it goes.
+        opener: `from_pretrained` with all its other arguments; returns a network, or a tuple that begins with it.
+
+    Returns:
+        What `opener` returns.
+    """
+    if placement.device_map is None:
+        return opener()
+    folder = _scratch_folder()
+    try:
+        opened = opener(device_map=placement.device_map, offload_folder=str(folder))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    network = opened[0] if isinstance(opened, tuple) else opened
+    if any(folder.iterdir()):
+        weakref.finalize(network, shutil.rmtree, folder, ignore_errors=True)
+    else:
+        folder.rmdir()
+    return opened
+
+
+@contextmanager
+def memory_explained(name: str, placement: Placement) -> Iterator[None]:
+    """Turn running out of memory in the body into one sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not full:
+            raise
+        advice = "pass --device auto, which also uses main memory and disk, or choose a smaller --dtype"
+        if placement.device_map is not None:
+            advice = "its largest part does not, even alone; choose a smaller --dtype or a machine with more memory"
+        raise PrunelensError(f"{name} does not fit into {placement}: {advice}") from error
+
+
+def input_device(network: Any) -> torch.device:
+    """Where token ids go in: the device on which the embedding computes."""
+    embedding = network.get_input_embeddings()
+    for hook in _hooks(embedding):
+        if getattr(hook, "execution_device", None) is not None:
+            return torch.device(hook.execution_device)
+    return embedding.weight.device
+
+
+def fetched(network: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """A parameter or buffer with its numbers: itself, or what the hook of an offloaded part keeps of it.
+
+    Raises:
+        PrunelensError: its numbers are nowhere.
+    """
+    if tensor.device.type != "meta":
+        return tensor
+    parts = name.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        for hook in _hooks(network.get_submodule(".".join(parts[:depth]))):
+            try:
+                return hook.weights_map[".".join(parts[depth:])].to(tensor.dtype)
+            except (AttributeError, KeyError, TypeError):  # a hook of another kind, or of other weights
+                continue
+    raise PrunelensError(
+        f"the numbers of {name} are nowhere (it is on the device meta, and no offloading hook keeps it); load "
+        "the network's weights first, and place tied weights together"
+    )
+
+
+def named_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter once with its numbers, offloaded ones fetched one at a time."""
+    for name, weight in counted_parameters(network):
+        yield name, fetched(network, name, weight)
+
+
+def counted_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter once; offloading gives a tied one a placeholder of its own."""
+    tied = getattr(network, "all_tied_weights_keys", {})
+    for name, weight in network.named_parameters():
+        if name not in tied or weight.device.type != "meta":
+            yield name, weight
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    hook = getattr(module, "_hf_hook", None)
+    return list(getattr(hook, "hooks", [hook] if hook is not None else []))
+
+
+def _planned_map(device_map: Mapping[str, Device]) -> Placement:
+    if not device_map:
+        raise PrunelensError("expected a map from the network's parts to devices, found an empty one")
+    for outer in device_map:
+        inner = next((name for name in device_map if name != outer and _holds(outer, name)), None)
+        if inner is not None:
+            raise PrunelensError(
+                f"expected a map of devices whose parts lie side by side, found {inner!r} inside {outer!r}; name "
+                "the parts beside it instead"
+            )
+    places = [_checked(device) for device in device_map.values() if device != DISK]
+    computing = [device for device in places if device.type != "cpu"] or [torch.device("cpu")]
+    return Placement(computing[0], dict(device_map))
+
+
+def _holds(outer: str, inner: str) -> bool:
+    return outer == "" or inner.startswith(f"{outer}.")
+
+
+def _checked(device: Device | None) -> torch.device:
+    try:
+        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device in (None, "") else device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise PrunelensError(
+            f"expected auto or a device such as cpu or cuda:0 that is there, found {device}"
+        ) from error
+    if chosen.type == "meta":
+        raise PrunelensError("expected a device such as cpu or cuda:0, found meta, which holds no numbers")
+    return chosen
+
+
+def _need_accelerate(what: str) -> None:
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise PrunelensError(
+            f"{what} needs the package accelerate; install it with `pip install accelerate`"
+        ) from error
+
+
+def _scratch_folder() -> Path:
+    """A new folder in the user's cache, which is on a disk, or where that cannot be written among temporary files."""
+    parent = cache_dir() / "offload"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=parent, prefix=f"{os.getpid()}-"))
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="prunelens-"))
