@@ -5,7 +5,7 @@ still tell the KV cache that the tokens passed: many families read the length of
 layer's cache, so a silent layer 0 would break cached decoding.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +52,26 @@ def dropped(anatomy: Anatomy, drop: Drop) -> Iterator[None]:
                 forwards[part.module] = _nothing(part)
     with replaced_forward(forwards):
         yield
+
+
+@contextmanager
+def swapped(anatomy: Anatomy, other: Anatomy, parts: Collection[tuple[str, int]]) -> Iterator[None]:
+    """Run the body with these sublayers, (kind, layer_idx), computed by another model of the same shape.
+
+    A norm that two sublayers share belongs to neither and stays.
+    """
+    forwards: dict[nn.Module, Callable[..., Any]] = {}
+    for kind, layer_idx in parts:
+        own, theirs = (own_modules(found.blocks[layer_idx], kind) for found in (anatomy, other))
+        forwards |= {module: twin.forward for module, twin in zip(own, theirs, strict=True)}
+    with replaced_forward(forwards):
+        yield
+
+
+def own_modules(block: Block, kind: str) -> list[nn.Module]:
+    """The modules that serve only the block's sublayer of this kind."""
+    others = {module for part in block.sublayers if part.kind != kind for module in part.chain}
+    return [module for part in block.sublayers if part.kind == kind for module in part.chain if module not in others]
 
 
 def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING) -> int:

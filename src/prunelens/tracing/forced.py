@@ -5,10 +5,12 @@ from there on, in the same batch, with nothing kept for the next.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from prunelens.models.batches import pad_right, plan_batches
@@ -86,14 +88,32 @@ def _offsets(trajectories: Sequence[Trajectory]) -> list[int]:
 
 
 def _run_batch(model: Model, ids: Tensor, drops: Sequence[Drop]) -> Iterator[Tensor]:
-    """The dense pass, then each variant from its first changed layer on; one at a time, to hold little."""
+    """The dense pass, then each variant from its first changed layer on."""
+    edits = [(drop.first_layer or 0, partial(dropped, model.anatomy, drop)) for drop in drops]
+    return run_edits(model, ids, edits)
+
+
+Edit = Callable[[], AbstractContextManager[None]]
+"""Changes a model while its context is open."""
+
+
+def run_edits(
+    model: Model, ids: Int64[Tensor, "B T"], edits: Sequence[tuple[int, Edit]], base: Edit = nullcontext
+) -> Iterator[Float[Tensor, "B T d"]]:
+    """States that enter the head for a model and then for each of its edits, one at a time to hold little.
+
+    Args:
+        model: the model.
+        ids: right-padded token ids.
+        edits: the first layer that an edit changes, and the edit.
+        base: an edit of the model that all others start from: before their first layer nothing differs from it.
+    """
     decoder, layers = decoder_of(model.network), model.layers
-    starts = [drop.first_layer for drop in drops]
-    wanted = sorted({start - 1 for start in starts if start})
-    with record_outputs(layers, wanted) as recorded:
+    ids = ids.to(model.device)
+    wanted = sorted({start - 1 for start, _ in edits if start})
+    with base(), record_outputs(layers, wanted) as recorded:
         yield run_decoder(decoder, ids)
-    for drop, start in zip(drops, starts, strict=True):
-        output = recorded[start - 1] if start else None
-        with dropped(model.anatomy, drop), replay_from(layers, start or 0, output):
+    for start, edit in edits:
+        with edit(), replay_from(layers, start, recorded[start - 1] if start else None):
             states = run_decoder(decoder, ids)
         yield states

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ class Places:
         self.sampled = torch.tensor(
             [place for place, (_, step) in enumerate(self.steps) if step in chosen], dtype=torch.int64
         )
+
+    def means_into(self, target: Tensor, values: Tensor) -> None:
+        """Put the mean of `values` (steps,) over the steps of each trajectory into its place in `target`."""
+        start = 0
+        for index, steps in groupby(index for index, _ in self.steps):
+            stop = start + len(list(steps))
+            target[index] = values[start:stop].mean()
+            start = stop
 
     def of(self, states: Tensor, device: torch.device) -> Tensor:
         """The states (B, T, d) at these steps, (steps, d)."""
