@@ -20,7 +20,17 @@ from prunelens.errors import PrunelensError
 from prunelens.models.anatomy import Anatomy, find_anatomy
 from prunelens.models.checkpoint import check_causal, check_complete, check_files, check_weights, weight_files
 from prunelens.models.fingerprint import fingerprint_files, fingerprint_model
-from prunelens.models.placement import AUTO, Devices, Placement, input_device, memory_explained, place, plan_placement
+from prunelens.models.placement import (
+    AUTO,
+    DISK,
+    Devices,
+    Placement,
+    input_device,
+    is_out_of_memory,
+    memory_explained,
+    place,
+    plan_placement,
+)
 from prunelens.models.sources import resolve_name
 from prunelens.models.taps import head_of
 
@@ -169,6 +179,11 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32, placement: Placeme
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise PrunelensError(f"expected a GGUF file, but {path} does not begin with GGUF; download it again")
+    if isinstance(placement.device_map, dict) and DISK in placement.device_map.values():
+        raise PrunelensError(
+            f"a map of devices cannot put parts of the GGUF file {path} on disk; pass --device auto, or convert it "
+            "to a folder of safetensors"
+        )
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     what = f"{path} could not be read as a GGUF checkpoint, download it again or check its kind"
     with _quiet(), redirect_stderr(io.StringIO()), _explained(what):  # its progress bar knows no other switch
@@ -235,10 +250,12 @@ def _explained(what: str) -> Iterator[None]:
     except PrunelensError:
         raise
     except Exception as error:  # libraries raise anything when they read a damaged or hostile file
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         hint = "; pass --trust-remote-code to run it" if "trust_remote_code" in str(error) else ""
+        if "on the meta device" in reason:
+            hint = "; the map of devices must put tied weights, often the embedding and the head, together"
         raise PrunelensError(f"{what}: {reason}{hint}") from error
 
 

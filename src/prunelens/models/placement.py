@@ -70,6 +70,9 @@ def place(placement: Placement, opener: Callable[..., Any]) -> Any:
 
     Returns:
         What `opener` returns.
+
+    Raises:
+        PrunelensError: a map names a part that the network does not have, or puts tied weights apart.
     """
     if placement.device_map is None:
         return opener()
@@ -80,11 +83,18 @@ def place(placement: Placement, opener: Callable[..., Any]) -> Any:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     network = opened[0] if isinstance(opened, tuple) else opened
+    if isinstance(placement.device_map, dict):
+        _check_map(placement.device_map, network)
     if any(folder.iterdir()):
         weakref.finalize(network, shutil.rmtree, folder, ignore_errors=True)
     else:
         folder.rmdir()
     return opened
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device or the main memory is full."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 @contextmanager
@@ -93,8 +103,7 @@ def memory_explained(name: str, placement: Placement) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if not full:
+        if not is_out_of_memory(error):
             raise
         advice = "pass --device auto, which also uses main memory and disk, or choose a smaller --dtype"
         if placement.device_map is not None:
@@ -115,7 +124,7 @@ def fetched(network: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """A parameter or buffer with its numbers: itself, or what the hook of an offloaded part keeps of it.
 
     Raises:
-        PrunelensError: its numbers are nowhere.
+        PrunelensError: its numbers are nowhere, or those that are kept have another shape.
     """
     if tensor.device.type != "meta":
         return tensor
@@ -123,9 +132,15 @@ def fetched(network: nn.Module, name: str, tensor: Tensor) -> Tensor:
     for depth in range(len(parts) - 1, -1, -1):
         for hook in _hooks(network.get_submodule(".".join(parts[:depth]))):
             try:
-                return hook.weights_map[".".join(parts[depth:])].to(tensor.dtype)
+                kept = hook.weights_map[".".join(parts[depth:])]
             except (AttributeError, KeyError, TypeError):  # a hook of another kind, or of other weights
                 continue
+            if kept.shape != tensor.shape:
+                raise PrunelensError(
+                    f"expected {name} of shape {tuple(tensor.shape)}, found {tuple(kept.shape)}; the checkpoint's "
+                    "config.json belongs to another"
+                )
+            return kept.to(tensor.dtype)
     raise PrunelensError(
         f"the numbers of {name} are nowhere (it is on the device meta, and no offloading hook keeps it); load "
         "the network's weights first, and place tied weights together"
@@ -133,8 +148,8 @@ def fetched(network: nn.Module, name: str, tensor: Tensor) -> Tensor:
 
 
 def named_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter once with its numbers, offloaded ones fetched one at a time."""
-    for name, weight in counted_parameters(network):
+    """Every parameter with its numbers, offloaded ones fetched one at a time (tied ones under each name)."""
+    for name, weight in network.named_parameters():
         yield name, fetched(network, name, weight)
 
 
@@ -166,8 +181,24 @@ def _planned_map(device_map: Mapping[str, Device]) -> Placement:
     return Placement(computing[0], dict(device_map))
 
 
+def _check_map(device_map: dict[str, Device], network: nn.Module) -> None:
+    known = {name for name, _ in (*network.named_modules(), *network.named_parameters(), *network.named_buffers())}
+    strange = [name for name in device_map if name not in known]
+    if strange:
+        raise PrunelensError(
+            f"the map of devices names {strange[0]!r}, which {type(network).__name__} does not have; "
+            "`prunelens inspect` lists its layers"
+        )
+    for tied in getattr(network, "all_tied_weights_keys", {}).items():
+        places = [next(device for part, device in device_map.items() if _holds(part, name)) for name in tied]
+        if places[0] != places[1] and DISK in places:
+            raise PrunelensError(
+                f"the map of devices puts the tied weights {' and '.join(tied)} apart; put both on disk"
+            )
+
+
 def _holds(outer: str, inner: str) -> bool:
-    return outer == "" or inner.startswith(f"{outer}.")
+    return outer in ("", inner) or inner.startswith(f"{outer}.")
 
 
 def _checked(device: Device | None) -> torch.device:
