@@ -115,6 +115,17 @@ def test_shards_give_the_same_model(checkpoint: Path, tmp_path: Path) -> None:
     assert whole.fingerprint == sharded.fingerprint
 
 
+@pytest.mark.parametrize("size", ["40KB", "1GB"])
+def test_a_file_that_nothing_reads_does_not_show_in_the_fingerprint(tmp_path: Path, size: str) -> None:
+    folder = tmp_path / "model"
+    tiny_network("llama").save_pretrained(folder, max_shard_size=size)
+    before = load(folder, device="cpu").fingerprint
+    save_file({"model.norm.weight": torch.ones(32)}, folder / "stray.safetensors", metadata={"format": "pt"})
+    assert load(folder, device="cpu").fingerprint == before
+    save_file({"model.norm.weight": torch.zeros(32)}, folder / "stray.safetensors", metadata={"format": "pt"})
+    assert load(folder, device="cpu").fingerprint == before
+
+
 def test_the_fingerprint_does_not_depend_on_the_dtype_or_the_place(checkpoint: Path, tmp_path: Path) -> None:
     first = load(checkpoint, "float32", "cpu").fingerprint
     assert load(checkpoint, "bfloat16", "cpu").fingerprint == first
@@ -198,6 +209,13 @@ def test_wrap_uses_the_network_it_is_given() -> None:
     assert len(model.layers) == 4
     assert model.fingerprint == wrap(tiny_network("gpt2")).fingerprint
     assert model.fingerprint != wrap(tiny_network("gpt2", seed=1)).fingerprint
+
+
+def test_wrap_puts_the_network_at_rest() -> None:
+    network = tiny_network("llama").train()
+    wrap(network)
+    assert not network.training
+    assert not any(weight.requires_grad for weight in network.parameters())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -29,7 +29,7 @@ from prunelens.pruning.importance import rank_redundancy
 from prunelens.tracing.forced import Trajectory, forced_states
 from prunelens.tracing.free import write_coupled, write_dense
 
-FAMILIES = ("llama", "gpt2", "qwen2", "granite")  # gpt2: Conv1D and a tied head; qwen2 below: tied
+FAMILIES = ("llama", "gpt2", "qwen2")  # gpt2: Conv1D and a tied head; qwen2 below: tied
 PROMPTS = [[3, 14, 15], [92, 6, 5, 35, 8], [9, 79, 32, 38]]
 TRAJECTORIES = [
     Trajectory(index, "greedy", tuple(prompt), tuple(range(40 + index, 46 + index)), False)
@@ -136,7 +136,7 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
 def outline(model: Model) -> list[Any]:
     anatomy = model.anatomy
     sublayers = [part for block in anatomy.blocks for part in block.sublayers]
-    parts = [(part.kind, part.name, part.norms, pytest.approx(part.scale, rel=1e-12)) for part in sublayers]
+    parts = [(part.kind, part.name, part.norms, part.scale) for part in sublayers]
     return [anatomy.decoder, anatomy.final_norm, anatomy.head, anatomy.vocab_size, anatomy.hidden_size, *parts]
 
 
@@ -149,8 +149,7 @@ def test_everything_equals_the_model_in_memory(pair: tuple[Model, Model]) -> Non
         assert_same(forced_states(away, TRAJECTORIES, DROPS), expected)
         assert_same([away.head(states) for states in expected], [whole.head(states) for states in expected])
     scores = [rank_redundancy(model, PROMPTS).scores for model in (whole, away)]
-    solved = any(part.scale != 1 for block in whole.anatomy.blocks for part in block.sublayers)
-    assert scores[0] == (pytest.approx(scores[1], rel=1e-12) if solved else scores[1])
+    assert scores[0] == scores[1]
     for drop in (Drop(), *DROPS):
         counts = [num_parameters(model.network, model.anatomy, drop) for model in (whole, away)]
         assert counts[0] == counts[1]
@@ -388,7 +387,7 @@ def test_a_map_that_cannot_be_followed(checkpoint: Path, device: Any, words: str
 @pytest.mark.parametrize("places", [("cpu", "disk"), ("disk", "cpu")])
 def test_tied_weights_apart(tmp_path: Path, places: tuple[str, str]) -> None:
     folder = saved(tmp_path / "model", "gpt2")
-    with pytest.raises(PrunelensError, match="map of devices .* tied weights"):
+    with pytest.raises(PrunelensError, match=r"map of devices .* tied weights"):
         load(folder, device=dict(zip(("transformer", "lm_head"), places, strict=True)))
 
 
