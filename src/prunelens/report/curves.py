@@ -20,6 +20,7 @@ from prunelens.report.figures import (
     positive,
     step_range,
 )
+from prunelens.report.noise import floor_lines, floor_note
 from prunelens.study.store import Run
 from prunelens.study.summary import by_prompt, rows_of
 
@@ -29,6 +30,12 @@ SPACES = (
     ("Logit space, z", "logit_cosine"),
     ("Probability space, p", "prob_cosine"),
 )
+SPACE_NOISE = {
+    "hidden_cosine": "hidden_deviation",
+    "logit_cosine": "logit_deviation",
+    "prob_cosine": "prob_deviation",
+}
+"""What the noise floor calls 1 - cosine of each space."""
 STEP = "step, tokens"
 
 
@@ -53,11 +60,10 @@ def deviation_figure(run: Run, index: int) -> Figure:
     names = [*(name for _, name in SPACES), "logit_cosine_centered"]
     found = {name: 1 - step_matrix(rows, name) for name in names}
     limits, style = _limits(found), look(index, label)
+    yaxis = log_axis("1 − cosine (no unit)", *limits)
+    centered = {"logit_cosine": found["logit_cosine_centered"]}
     panels = [
-        _deviation_panel(
-            title, found[name], found["logit_cosine_centered"] if name == "logit_cosine" else None, limits, style
-        )
-        for title, name in SPACES
+        _deviation_panel(run, (title, name), found[name], centered.get(name), yaxis, style) for title, name in SPACES
     ]
     lengths = np.isfinite(found["prob_cosine"]).sum(axis=0)
     return Figure(
@@ -65,7 +71,13 @@ def deviation_figure(run: Run, index: int) -> Figure:
         "The line is the median over prompts and the bands hold half and nine tenths of them; the three panels "
         "share one axis, so a higher curve is a larger turn away from the dense model.",
         tuple(panels),
-        (_below(found, limits[0]), _prompts_left(lengths)),
+        (
+            _below(found, limits[0]),
+            floor_note(
+                run.info, {short: SPACE_NOISE[name] for short, (_, name) in zip("hzp", SPACES, strict=True)}, yaxis
+            ),
+            _prompts_left(lengths),
+        ),
         index,
         (
             Key("line", style.colour, "median"),
@@ -73,6 +85,7 @@ def deviation_figure(run: Run, index: int) -> Figure:
             Key("band", style.faded(0.16), "5 to 95 %"),
             Key("dash", "var(--ink)", "median of the centred z (softmax ignores a common shift)"),
         ),
+        across=3,
     )
 
 
@@ -85,14 +98,20 @@ def _limits(found: dict[str, np.ndarray]) -> tuple[float, float]:
 
 
 def _deviation_panel(
-    title: str, values: np.ndarray, centered: np.ndarray | None, limits: tuple[float, float], style: Look
+    run: Run,
+    space: tuple[str, str],
+    values: np.ndarray,
+    centered: np.ndarray | None,
+    yaxis: dict[str, Any],
+    style: Look,
 ) -> Panel:
+    title, name = space
     if not np.isfinite(values).any():
         return Panel(title, empty="Not measured.")
     if not len(positive(values)):
         return Panel(title, empty="Every value is exactly 0: both models agree.")
     steps, (p05, p25, p50, p75, p95) = _quantiles(values)
-    floor = limits[0] / 2  # below the axis
+    floor = 10 ** yaxis["range"][0] / 2  # below the axis
     traces = [
         band(steps, _floored(p05, floor), _floored(p95, floor), style.faded(0.16), "5–95 %"),
         band(steps, _floored(p25, floor), _floored(p75, floor), style.faded(0.32), "25–75 %"),
@@ -100,9 +119,11 @@ def _deviation_panel(
     ]
     if centered is not None:
         traces.append(_median(*_median_of(centered), "median, centred z", INK, line={"dash": "dash"}))
+    steps_axis = axis(STEP, **step_range(int(steps[-1])))
+    traces += floor_lines(run.info, SPACE_NOISE[name], steps_axis["range"], yaxis)
     layout = {
-        "xaxis": axis(STEP, **step_range(int(steps[-1]))),
-        "yaxis": log_axis("1 − cosine (no unit)", *limits),
+        "xaxis": steps_axis,
+        "yaxis": yaxis,
         "hovermode": "x unified",
         "showlegend": False,
     }

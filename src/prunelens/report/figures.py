@@ -17,6 +17,10 @@ DASHES = ("solid", "dot", "longdash", "dashdot")
 
 INK, MUTED, GRID, PAPER = "#010203", "#010204", "#010205", "#010206"
 """Stand for the theme's colours; the page's script puts these in."""
+HEAT = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
+"""Stand for the theme's colours of heat maps, from the smallest to the largest value."""
+ZERO = "#010217"
+"""Stands for the theme's colour of a cell that is exactly 0."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """Drawings that belong together, with one sentence on how to read them and notes on what is left out."""
+    """Drawings that belong together, with one sentence on how to read them and notes on what is left out.
+
+    `across` panels stand side by side where there is room; `says` is what the numbers say, in sentences.
+    """
 
     title: str
     how: str
@@ -48,6 +55,8 @@ class Figure:
     notes: tuple[str, ...] = ()
     model: int | None = None
     keys: tuple[Key, ...] = ()
+    across: int = 1
+    says: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,11 @@
-"""Figures of whole generations: survival, its check by free running, and amplification against accumulation."""
+"""Survival of whole generations, and its check by free running."""
 
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from prunelens.report.curves import STEP, stacked
 from prunelens.report.figures import (
-    GRID,
     INK,
     MUTED,
     Figure,
@@ -20,9 +18,8 @@ from prunelens.report.figures import (
     look,
     step_range,
 )
-from prunelens.report.wording import number
 from prunelens.study.store import Run
-from prunelens.study.summary import by_prompt, column, rows_of
+from prunelens.study.summary import column, rows_of
 
 NUM_MARKS = 24
 MAX_BANDS = 4
@@ -138,90 +135,4 @@ def _survival_layout(horizon: int) -> dict[str, Any]:
         "xaxis": axis("n, tokens", **step_range(horizon)),
         "yaxis": axis("probability, or share of prompts", range=[-0.03, 1.04], dtick=0.25),
         "hovermode": "x unified",
-    }
-
-
-def accumulation_figure(run: Run, index: int) -> Figure:
-    """Mean KL per step read and written freely (S6), over the prompts whose both texts are that long."""
-    label = run.info["compressed"][index]["label"]
-    forced, free, differ = _paired(run.tables["steps"], label)
-    if not forced.size:
-        return Figure("Amplification against accumulation", "", (Panel("", empty="No free-running text."),), (), index)
-    style, steps = look(index, label), np.arange(1, forced.shape[1] + 1)
-    alone, together = np.nanmean(forced, axis=0), np.nanmean(free, axis=0)
-    both = np.isfinite(free).sum(axis=0)
-    same = np.nansum(differ == 0, axis=0)
-    traces = [
-        band(steps, alone, together, style.faded(0.25), "accumulation"),
-        line(steps, together, "free-running", style.colour, hovertemplate="%{y:.3g} nats"),
-        line(
-            steps,
-            alone,
-            "teacher-forced (amplification alone)",
-            INK,
-            hovertemplate="%{y:.3g} nats",
-            line={"dash": "dash"},
-        ),
-        line(
-            steps, both, "texts compared", MUTED, yaxis="y2", hovertemplate="%{y}", line={"width": 1.4, "shape": "hv"}
-        ),
-        line(
-            steps,
-            same,
-            "of them still the same context",
-            style.colour,
-            yaxis="y2",
-            fill="tozeroy",
-            fillcolor=style.faded(0.25),
-            hovertemplate="%{y}",
-            line={"width": 1.4, "shape": "hv"},
-        ),
-    ]
-    return Figure(
-        "Amplification against accumulation",
-        "The dashed line is what one step does by itself; the shaded gap above it is what earlier differences add "
-        "once the texts have parted, and the lower panel counts the prompts whose texts have not.",
-        (Panel("", draw(traces, _accumulation_layout(steps, int(both.max()))), height=460),),
-        (
-            f"Mean over these steps: {number(float(np.nanmean(forced)))} nats read, "
-            f"{number(float(np.nanmean(free)))} nats run freely, from the same prompts at the same steps.",
-            "Once contexts differ the free-running KL compares different contexts: it says how far apart the models "
-            "are, not how wrong a step is.",
-        ),
-        index,
-    )
-
-
-def _paired(steps: pa.Table, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """KL read, KL run freely and whether contexts differ, (prompts, steps), where both texts go on."""
-    forced_rows = rows_of(steps, compressed=label, trace="greedy")
-    free_rows = rows_of(steps, compressed=label, trace="free")
-    forced = dict(by_prompt(forced_rows, "kl_dense_compressed"))
-    free = {key: values for key, *values in by_prompt(free_rows, "kl_dense_compressed", "contexts_differ")}
-    keys = [key for key in free if key in forced]
-    return (
-        stacked([forced[key][: len(free[key][0])] for key in keys]),
-        stacked([free[key][0] for key in keys]),
-        stacked([free[key][1] for key in keys]),
-    )
-
-
-def _accumulation_layout(steps: np.ndarray, prompts: int) -> dict[str, Any]:
-    return {
-        "xaxis": axis(STEP, anchor="y2", **step_range(len(steps))),
-        "yaxis": axis("mean KL, nats", domain=[0.36, 1], rangemode="tozero"),
-        "yaxis2": axis("prompts", domain=[0, 0.24], range=[0, prompts * 1.08], nticks=4),
-        "hovermode": "x unified",
-        "shapes": [
-            {
-                "type": "line",
-                "xref": "paper",
-                "x0": 0,
-                "x1": 1,
-                "yref": "paper",
-                "y0": 0.3,
-                "y1": 0.3,
-                "line": {"color": GRID, "width": 1},
-            }
-        ],
     }

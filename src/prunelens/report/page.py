@@ -6,13 +6,15 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from prunelens.report import answer, curves, details, generation, points
-from prunelens.report.figures import COLOURS, GRID, INK, MUTED, PAPER, Figure
+from prunelens.report import accumulation, answer, attribution, curves, depth, details, generation, local, noise, points
+from prunelens.report.figures import COLOURS, GRID, HEAT, INK, MUTED, PAPER, ZERO, Figure
 from prunelens.report.payload import KL_EDGES, script_json, texts_payload
 from prunelens.report.wording import number, shorten, visible
 from prunelens.study.store import Run
 
-THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
+THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper", ZERO: "--zero"} | {
+    sentinel: f"--heat-{place}" for place, sentinel in enumerate(HEAT, 1)
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,12 @@ def render_page(run: Run) -> str:
             info=run.info,
             run=_described(run),
             figures=_figures(run),
+            attributed=[index for index, record in enumerate(run.info["summary"]) if record.get("attribution")],
             options=points.options_rows(run),
             damage=[details.damage(run, index) for index in range(len(run.info["compressed"]))],
+            split=[accumulation.split_rows(run, index) for index in range(len(run.info["compressed"]))],
+            noise=noise.noise_rows(run.info),
+            noise_sentence=noise.noise_sentence(run.info),
             ranking=details.ranking(run.info),
             models=details.made(run.info),
         )
@@ -116,6 +122,9 @@ def _figures(run: Run) -> dict[str, list[Figure]]:
             *([generation.survival_overview(run)] if len(several) > 1 else []),
             *(generation.survival_figure(run, index) for index in several),
         ],
-        "accumulation": [generation.accumulation_figure(run, index) for index in several],
+        "accumulation": [accumulation.accumulation_figure(run, index) for index in several],
+        "local": [figure for index in several for figure in local.local_figures(run, index)],
+        "depth": [depth.depth_figure(run, index) for index in several],
+        "attribution": [figure for index in several if (figure := attribution.attribution_figure(run, index))],
         "options": [options] if options else [],
     }

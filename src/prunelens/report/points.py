@@ -66,6 +66,7 @@ def estimates_figure(run: Run, index: int) -> Figure:
             Key("cross", "var(--muted)", "not trusted"),
             Key("line", "var(--ink)", "estimate = truth"),
         ),
+        across=3,
     )
 
 
