@@ -78,4 +78,5 @@ def _harmless(parts: list[Mapping[str, Any]]) -> str:
     by_cosine = sorted(range(len(scored)), key=lambda row: -scored[row]["redundancy"])[:count]
     by_damage = sorted(range(len(scored)), key=lambda row: scored[row]["kl"]["mean"])[:count]
     common = len(set(by_cosine) & set(by_damage))
-    return f" Of the {count} most redundant by cosine, {common} are among the {count} that do least damage."
+    verb = "is" if common == 1 else "are"
+    return f" Of the {count} most redundant by cosine, {common} {verb} among the {count} that do least damage."

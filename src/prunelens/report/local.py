@@ -43,6 +43,11 @@ class _Local:
     blocks: int
     dropped: bool
 
+    @property
+    def framed(self) -> set[Place]:
+        """The changed sublayers, where they are few enough for frames to tell them from the others."""
+        return self.changed if 2 * len(self.changed) <= len(self.rows.places()) else set()
+
 
 def local_figures(run: Run, index: int) -> list[Figure]:
     """Both heat maps of one compressed model; one empty figure where nothing was measured."""
@@ -136,8 +141,10 @@ def _changed_words(found: _Local) -> str:
         return "This model changes every sublayer."
     verb = "takes out" if found.dropped else "changes"
     if len(found.changed) == 1:
-        return f"This model {verb} the {place_name(next(iter(found.changed)))}, which is framed."
-    return f"This model {verb} {len(found.changed)} of these {total} sublayers, which are framed."
+        said, framed = f"This model {verb} the {place_name(next(iter(found.changed)))}", ", which is framed"
+    else:
+        said, framed = f"This model {verb} {len(found.changed)} of these {total} sublayers", ", which are framed"
+    return f"{said}{framed if found.framed else ''}."
 
 
 def _space_grid(found: _Local, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +185,7 @@ def _keys(found: _Local, grids: Sequence[np.ndarray]) -> list[Key]:
     keys = []
     if any(np.any(grid == 0) for grid in grids):
         keys.append(Key("fill", "var(--zero)", "exactly 0"))
-    if 0 < len(found.changed) < len(found.rows.places()):
+    if found.framed:
         keys.append(Key("frame", "var(--ink)", "taken out by this model" if found.dropped else "changed by this model"))
     return keys
 
@@ -226,7 +233,7 @@ def _heat_panel(found: _Local, kind: str, rows: list[str], layers: list[_Layer],
             ticktext=rows,
             showgrid=False,
         ),
-        "shapes": [] if len(found.changed) == len(found.rows.places()) else _frames(found.changed, kind, len(rows)),
+        "shapes": _frames(found.framed, kind, len(rows)),
         "showlegend": False,
     }
     return Panel(name[0].upper() + name[1:], draw(traces, layout), height=min(ROW_HEIGHT * len(rows), 480) + 64)
