@@ -1,10 +1,12 @@
 """Models and tokenizers for the tests: tiny random ones of every family, and the real built-in one."""
 
+import functools
 import math
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,83 @@ FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
     "starcoder2": (transformers.Starcoder2Config, COMMON),
     "gpt2": (transformers.GPT2Config, GPT2),
 }
+MOE = COMMON | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+WITHOUT_KV_HEADS = {name: value for name, value in COMMON.items() if name != "num_key_value_heads"}
+FALCON = WITHOUT_KV_HEADS | {"bias": True, "ffn_hidden_size": 48}
+MAMBA = {"state_size": 8, "expand": 2, "conv_kernel": 4}
+ALL_FAMILIES: dict[str, tuple[type, dict[str, Any]]] = FAMILIES | {
+    "stablelm": (transformers.StableLmConfig, COMMON),
+    "gemma": (transformers.GemmaConfig, COMMON | {"head_dim": 8}),
+    "gemma2": (transformers.Gemma2Config, COMMON | {"head_dim": 8, "sliding_window": 6}),
+    "gemma3": (transformers.Gemma3TextConfig, COMMON | {"head_dim": 8, "sliding_window": 6}),
+    "olmo": (transformers.OlmoConfig, COMMON),
+    "olmo2": (transformers.Olmo2Config, COMMON),
+    "olmo3": (transformers.Olmo3Config, COMMON | {"sliding_window": 6}),
+    "phi": (transformers.PhiConfig, COMMON),
+    "cohere": (transformers.CohereConfig, COMMON),
+    "cohere2": (transformers.Cohere2Config, COMMON | {"sliding_window": 6}),
+    "glm": (transformers.GlmConfig, COMMON | {"head_dim": 8}),
+    "glm4": (transformers.Glm4Config, COMMON | {"head_dim": 8}),
+    "nemotron": (transformers.NemotronConfig, COMMON),
+    "gpt_neox": (transformers.GPTNeoXConfig, WITHOUT_KV_HEADS),
+    "gpt_neox sequential": (transformers.GPTNeoXConfig, WITHOUT_KV_HEADS | {"use_parallel_residual": False}),
+    "gptj": (transformers.GPTJConfig, GPT2 | {"rotary_dim": 4}),
+    "gpt_bigcode": (transformers.GPTBigCodeConfig, GPT2),
+    "falcon": (transformers.FalconConfig, FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon one norm": (transformers.FalconConfig, FALCON),
+    "falcon sequential": (transformers.FalconConfig, FALCON | {"parallel_attn": False, "multi_query": False}),
+    "falcon alibi": (transformers.FalconConfig, FALCON | {"parallel_attn": False, "alibi": True}),
+    "opt": (transformers.OPTConfig, WITHOUT_KV_HEADS | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "bloom": (transformers.BloomConfig, GPT2 | {"hidden_size": 32}),
+    "mpt": (transformers.MptConfig, GPT2 | {"d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 128}),
+    "mixtral": (transformers.MixtralConfig, COMMON | {"num_local_experts": 4}),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, MOE | {"head_dim": 8, "mlp_only_layers": [1]}),
+    "olmoe": (transformers.OlmoeConfig, MOE),
+    "granitemoe": (transformers.GraniteMoeConfig, COMMON | {"num_local_experts": 4, "residual_multiplier": 0.22}),
+    "gpt_oss": (transformers.GptOssConfig, COMMON | {"num_local_experts": 4, "head_dim": 8, "sliding_window": 6}),
+    "deepseek_v3": (
+        transformers.DeepseekV3Config,
+        COMMON
+        | {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4}
+        | {"qk_nope_head_dim": 4, "v_head_dim": 8, "first_k_dense_replace": 1, "n_routed_experts": 4}
+        | {"num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 24},
+    ),
+    "qwen3_next": (
+        transformers.Qwen3NextConfig,
+        MOE
+        | {"head_dim": 8, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
+        | {"linear_num_value_heads": 4, "shared_expert_intermediate_size": 24}
+        | {"layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"]},
+    ),
+    "lfm2": (transformers.Lfm2Config, COMMON | {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}),
+    "lfm2_moe": (
+        transformers.Lfm2MoeConfig,
+        MOE | {"layer_types": ["conv", "conv", "full_attention", "conv"], "num_dense_layers": 1},
+    ),
+    "nemotron_h": (
+        transformers.NemotronHConfig,
+        {name: value for name, value in COMMON.items() if name != "num_hidden_layers"}
+        | {"layers_block_type": ["mamba", "moe", "attention", "mlp", "mamba"], "head_dim": 8, "ssm_state_size": 8}
+        | {"mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2, "chunk_size": 4, "moe_intermediate_size": 24}
+        | {"n_routed_experts": 4, "moe_shared_expert_intermediate_size": 24},
+    ),
+    "jamba": (
+        transformers.JambaConfig,
+        COMMON
+        | {"num_experts": 4, "expert_layer_period": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
+        | {"mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False},
+    ),
+    "mamba": (transformers.MambaConfig, COMMON | MAMBA),
+    "mamba2": (
+        transformers.Mamba2Config,
+        COMMON | MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 4},
+    ),
+}
 
 
 def tiny_network(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     """A random model whose sublayers all matter: weights and biases of a visible size."""
-    kind, values = FAMILIES[family]
+    kind, values = ALL_FAMILIES[family]
     torch.manual_seed(seed)
     network = AutoModelForCausalLM.from_config(kind(**values)).eval()
     for weight in network.parameters():
@@ -63,6 +137,12 @@ def tiny_network(family: str, dtype: torch.dtype = torch.float32, seed: int = 0)
         elif not weight.data.any():
             weight.data.normal_(0, 0.1)
     return network.to(dtype)
+
+
+@functools.cache
+def shared_network(family: str) -> Any:
+    """The tiny network of a family in float32, made once; for tests that leave it as it is."""
+    return tiny_network(family)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -98,6 +178,20 @@ def assert_stats(found: dict, row: int, expected: dict, relative: float) -> None
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(params=ALL_FAMILIES)
+def any_family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny networks on one thread: on a busy machine threads wait for each other longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -393,6 +393,72 @@ _FAMILIES: dict[str, _Paths] = {
 }
 
 
+# Where each family's sublayers write: the layer list, then what the output of a mixer of tokens and of an MLP is
+# made with, inside one layer. A layer has at least one of the names (hybrids and mixtures of experts differ by layer).
+_OUTPUTS: dict[str, tuple[str, str, str]] = {
+    **{family: (paths.layers, paths.attention_output, paths.mlp_output) for family, paths in _FAMILIES.items()},
+    **dict.fromkeys(
+        "stablelm gemma gemma2 gemma3_text olmo olmo2 olmo3 cohere cohere2 glm glm4 nemotron".split(),
+        ("model.layers", "self_attn.o_proj", "mlp.down_proj"),
+    ),
+    **dict.fromkeys(
+        "mixtral qwen3_moe olmoe deepseek_v3".split(),
+        ("model.layers", "self_attn.o_proj", "mlp.down_proj mlp.experts.down_proj mlp.shared_experts.down_proj"),
+    ),
+    "granitemoe": ("model.layers", "self_attn.o_proj", "block_sparse_moe.experts.down_proj"),
+    "gpt_oss": ("model.layers", "self_attn.o_proj", "mlp.experts.down_proj mlp.experts.down_proj_bias"),
+    "qwen3_next": (
+        "model.layers",
+        "self_attn.o_proj linear_attn.out_proj",
+        "mlp.experts.down_proj mlp.shared_expert.down_proj",
+    ),
+    "phi": ("model.layers", "self_attn.dense", "mlp.fc2"),
+    "gpt_neox": ("gpt_neox.layers", "attention.dense", "mlp.dense_4h_to_h"),
+    "gptj": ("transformer.h", "attn.out_proj", "mlp.fc_out"),
+    "gpt_bigcode": ("transformer.h", "attn.c_proj", "mlp.c_proj"),
+    "falcon": ("transformer.h", "self_attention.dense", "mlp.dense_4h_to_h"),
+    "opt": ("model.decoder.layers", "self_attn.out_proj", "fc2"),
+    "bloom": ("transformer.h", "self_attention.dense", "mlp.dense_4h_to_h"),
+    "mpt": ("transformer.blocks", "attn.out_proj", "ffn.down_proj"),
+    "lfm2": ("model.layers", "self_attn.out_proj conv.out_proj", "feed_forward.w2"),
+    "lfm2_moe": (
+        "model.layers",
+        "self_attn.out_proj conv.out_proj",
+        "feed_forward.w2 feed_forward.experts.down_proj",
+    ),
+    "nemotron_h": (
+        "model.layers",
+        "mixer.o_proj mixer.out_proj",
+        "mixer.down_proj mixer.experts.down_proj mixer.shared_experts.down_proj",
+    ),
+    "jamba": (
+        "model.layers",
+        "self_attn.o_proj mamba.out_proj",
+        "feed_forward.down_proj feed_forward.experts.down_proj",
+    ),
+    "mamba": ("backbone.layers", "mixer.out_proj", ""),
+    "mamba2": ("backbone.layers", "mixer.out_proj", ""),
+}
+
+
+def _weights(layer: Any, names: str) -> list[torch.Tensor]:
+    """All weights and biases under those of these names that the layer has."""
+    found = []
+    for name in names.split():
+        try:
+            part = attrgetter(name)(layer)
+        except AttributeError:
+            continue
+        found += [part] if isinstance(part, torch.Tensor) else list(part.parameters())
+    return found
+
+
+def outline(model: Any) -> list[tuple[bool, bool]]:
+    """For each layer: whether it has a mixer of tokens, and whether it has an MLP."""
+    layers, *names = _OUTPUTS[model.config.model_type]
+    return [tuple(bool(_weights(layer, kind)) for kind in names) for layer in attrgetter(layers)(model)]
+
+
 def zeroed(
     model: Any,
     attention: Iterable[int] = (),
@@ -401,16 +467,18 @@ def zeroed(
 ) -> Any:
     """A deep copy in which these layers' sublayers add nothing: output weight and bias are zero."""
     result = copy.deepcopy(model)
-    paths = _FAMILIES[result.config.model_type]
-    layers = attrgetter(paths.layers)(result)
-    blocks = list(blocks)
-    outputs = [attrgetter(paths.attention_output)(layers[i]) for i in [*attention, *blocks]]
-    outputs += [attrgetter(paths.mlp_output)(layers[i]) for i in [*mlp, *blocks]]
-    with torch.no_grad():
-        for output in outputs:
-            output.weight.zero_()
-            if output.bias is not None:
-                output.bias.zero_()
+    path, attention_output, mlp_output = _OUTPUTS[result.config.model_type]
+    layers = attrgetter(path)(result)
+    for names, indices in ((attention_output, attention), (mlp_output, mlp)):
+        for i in indices:
+            weights = _weights(layers[i], names)
+            if not weights:
+                raise ValueError(f"layer {i} has none of {names}")
+            for weight in weights:
+                weight.data.zero_()
+    for i in blocks:
+        for weight in _weights(layers[i], f"{attention_output} {mlp_output}"):
+            weight.data.zero_()
     return result
 
 

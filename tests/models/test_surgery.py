@@ -4,113 +4,161 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import oracle
-from conftest import tiny_network
-from prunelens.models.anatomy import find_anatomy
+from conftest import shared_network, tiny_network
+from prunelens.errors import PrunelensError
+from prunelens.models.anatomy import Anatomy, find_anatomy
 from prunelens.models.batches import pad_left
 from prunelens.models.surgery import Drop, dropped, num_parameters
 
-PARTS = {
-    "first attention": {"attention": [0]},
-    "middle attention": {"attention": [2]},
-    "last attention": {"attention": [3]},
-    "first mlp": {"mlp": [0]},
-    "last mlp": {"mlp": [3]},
-    "several": {"attention": [0, 2], "mlp": [1, 3]},
-    "all attention": {"attention": [0, 1, 2, 3]},
-    "first block": {"blocks": [0]},
-    "last block": {"blocks": [3]},
-    "blocks and attention": {"blocks": [1, 2], "attention": [0]},
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Parts = dict[str, list[int]]
+
+# Which mixers, MLPs and blocks go: slices of the lists of those layers that have one.
+PARTS: dict[str, dict[str, slice]] = {
+    "first attention": {"attention": slice(1)},
+    "second attention": {"attention": slice(1, 2)},
+    "last attention and first mlp": {"attention": slice(-1, None), "mlp": slice(1)},
+    "several": {"attention": slice(0, None, 2), "mlp": slice(1, None, 2)},
+    "all attention": {"attention": slice(None)},
+    "first block": {"blocks": slice(1)},
+    "blocks and attention": {"blocks": slice(1, None, 2), "attention": slice(1)},
 }
+SETTINGS = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
 
 
-def as_drop(parts: dict[str, list[int]]) -> Drop:
+def parts_of(network: Any, name: str) -> Parts:
+    layers = oracle.outline(network)
+    lists = {
+        "attention": [index for index, (mixes, _) in enumerate(layers) if mixes],
+        "mlp": [index for index, (_, thinks) in enumerate(layers) if thinks],
+        "blocks": list(range(len(layers))),
+    }
+    return {kind: lists[kind][chosen] for kind, chosen in PARTS[name].items()}
+
+
+def as_drop(parts: Parts) -> Drop:
     return Drop(
         frozenset(parts.get("attention", ())), frozenset(parts.get("mlp", ())), frozenset(parts.get("blocks", ()))
     )
 
 
-@pytest.fixture(params=PARTS)
-def parts(request: pytest.FixtureRequest) -> dict[str, list[int]]:
-    return PARTS[request.param]
+def step_by_step(network: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of every position, one token at a time; the position is what the cache says."""
+    cache = DynamicCache(config=network.config)
+    steps = [network(ids[:, step : step + 1], cache=cache, use_cache=True).logits for step in range(ids.shape[1])]
+    return torch.cat(steps, dim=1)
 
 
-def step_by_step(network: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Logits of every position, one token at a time with the cache."""
-    cache = transformers_cache(network)
+def run(network: Any, ids: torch.Tensor, padded: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Logits and texts in every way a model is run here.
+
+    A batch with left padding is begun in one pass, as generation does; a recurrent state cannot be padded step by step.
+    """
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
-    logits = []
-    for step in range(ids.shape[1]):
-        output = network(
-            input_ids=ids[:, step : step + 1],
-            attention_mask=mask[:, : step + 1],
-            position_ids=positions[:, step : step + 1],
-            cache=cache,
-            use_cache=True,
-        )
-        logits.append(output.logits)
-    return torch.cat(logits, dim=1)
-
-
-def transformers_cache(network: Any) -> Any:
-    from transformers import DynamicCache
-
-    return DynamicCache(config=network.config)
-
-
-def test_equals_zeroed_output_projections(family: str, parts: dict[str, list[int]]) -> None:
-    network = tiny_network(family)
-    zeroed = oracle.zeroed(network, **parts)
-    anatomy = find_anatomy(network)
-    prompts = [torch.randint(3, 97, (length,)).tolist() for length in (9, 4, 7)]
-    ids, mask = pad_left(prompts, 0, torch.device("cpu"))
-    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     with torch.inference_mode():
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        expected = zeroed(ids, attention_mask=mask, position_ids=positions).logits
-        expected_steps = step_by_step(zeroed, ids, mask)
-        expected_texts = zeroed.generate(ids, attention_mask=mask, **settings)
-        with dropped(anatomy, as_drop(parts)):
-            found = network(ids, attention_mask=mask, position_ids=positions).logits
-            found_steps = step_by_step(network, ids, mask)
-            found_texts = network.generate(ids, attention_mask=mask, **settings)
-    real = mask.bool()
-    assert torch.allclose(found[real], expected[real], rtol=1e-5, atol=1e-6)
-    assert torch.allclose(found_steps[real], expected_steps[real], rtol=1e-5, atol=1e-6)
-    assert torch.allclose(found_steps[real], found[real], rtol=1e-4, atol=1e-4)
-    assert torch.equal(found_texts, expected_texts)
+        return {
+            "whole": network(ids, use_cache=False).logits,
+            "steps": step_by_step(network, ids),
+            "padded": network(padded, attention_mask=mask, position_ids=positions, use_cache=False).logits[mask.bool()],
+            "texts": network.generate(padded, attention_mask=mask, **SETTINGS),
+        }
 
 
-def test_everything_is_put_back(family: str) -> None:
-    network = tiny_network(family)
+@pytest.fixture(scope="module")
+def anatomies() -> dict[str, Anatomy]:
+    return {}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_equals_zeroed_output_projections(any_family: str, name: str, anatomies: dict[str, Anatomy]) -> None:
+    network = shared_network(any_family)
+    if any_family not in anatomies:
+        anatomies[any_family] = find_anatomy(network)
+    parts = parts_of(network, name)
+    ids = torch.randint(3, 97, (2, 6))
+    padded, mask = pad_left([torch.randint(3, 97, (length,)).tolist() for length in (9, 4, 7)], 0, torch.device("cpu"))
+    expected = run(oracle.zeroed(network, **parts), ids, padded, mask)
+    with dropped(anatomies[any_family], as_drop(parts)):
+        found = run(network, ids, padded, mask)
+    for way in ("whole", "steps", "padded"):
+        assert torch.allclose(found[way], expected[way], rtol=1e-5, atol=1e-5), way
+    assert torch.allclose(found["steps"], found["whole"], rtol=1e-3, atol=1e-3)
+    assert torch.equal(found["texts"], expected["texts"])
+
+
+def test_everything_is_put_back(any_family: str) -> None:
+    network = shared_network(any_family)
     anatomy = find_anatomy(network)
     ids = torch.randint(3, 97, (2, 8))
+    mlps = [block.layer_idx for block in anatomy.blocks if block.find("mlp")]
     with torch.inference_mode():
         before = network(ids).logits
         with dropped(anatomy, Drop(attention=frozenset([0]))):
             once = network(ids).logits
-            with dropped(anatomy, Drop(attention=frozenset([0, 1]), block=frozenset([3]))):
+            assert not torch.allclose(once, before)
+            with dropped(anatomy, Drop(attention=frozenset([0]), mlp=frozenset(mlps[:1]), block=frozenset([3]))):
                 assert not torch.allclose(network(ids).logits, once)
             assert torch.equal(network(ids).logits, once)
-        with pytest.raises(TypeError), dropped(anatomy, Drop(mlp=frozenset([0]))):
-            network(ids, no_such_argument=1, input_ids=ids)
+        with pytest.raises(TypeError), dropped(anatomy, Drop(block=frozenset([0]))):
+            network(ids, input_ids=ids)
         assert torch.equal(network(ids).logits, before)
     assert all("forward" not in module.__dict__ for module in network.modules())
 
 
+def size(*modules: Any) -> int:
+    return sum(weight.numel() for module in modules for weight in module.parameters())
+
+
 def test_num_parameters_counts_what_is_read() -> None:
-    network = tiny_network("llama")
+    network = shared_network("llama")
     anatomy = find_anatomy(network)
-    layer = network.model.layers[0]
-    total = sum(weight.numel() for weight in network.parameters())
-
-    def size(module: Any) -> int:
-        return sum(weight.numel() for weight in module.parameters())
-
+    layer, total = network.model.layers[0], size(network)
     assert num_parameters(network, anatomy) == total
     attention = num_parameters(network, anatomy, Drop(attention=frozenset([0])))
-    assert attention == total - size(layer.self_attn) - size(layer.input_layernorm)
+    assert attention == total - size(layer.self_attn, layer.input_layernorm)
     assert num_parameters(network, anatomy, Drop(block=frozenset([0]))) == total - size(layer)
     both = Drop(attention=frozenset([0]), mlp=frozenset([0]))
     assert num_parameters(network, anatomy, both) == total - size(layer)
+
+
+def test_num_parameters_of_a_mlp_that_is_no_module() -> None:
+    network = shared_network("opt")
+    anatomy = find_anatomy(network)
+    layer = network.model.decoder.layers[2]
+    gone = size(layer.fc1, layer.fc2, layer.final_layer_norm)
+    assert num_parameters(network, anatomy, Drop(mlp=frozenset([2]))) == size(network) - gone
+    assert num_parameters(network, anatomy, Drop(block=frozenset([2]))) == size(network) - size(layer)
+
+
+def test_a_shared_norm_stays() -> None:
+    network = shared_network("phi")
+    anatomy = find_anatomy(network)
+    layer = network.model.layers[1]
+    left = num_parameters(network, anatomy, Drop(attention=frozenset([1])))
+    assert left == size(network) - size(layer.self_attn)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "mixtral", "mamba"])
+def test_what_is_dropped_is_not_computed(family: str) -> None:
+    """The matrices of a dropped sublayer may hold anything."""
+    network = tiny_network(family)
+    anatomy = find_anatomy(network)
+    ids = torch.randint(3, 97, (1, 8))
+    drop = Drop(attention=frozenset([1]), mlp=frozenset([2] if anatomy.blocks[2].find("mlp") else []))
+    with torch.inference_mode(), dropped(anatomy, drop):
+        expected = network(ids).logits
+        for block in anatomy.blocks:
+            for part in block.sublayers:
+                if part.layer_idx in getattr(drop, part.kind):
+                    for weight in (weight for module in part.body for weight in module.parameters()):
+                        weight.fill_(torch.nan)
+        assert torch.equal(network(ids).logits, expected)
+
+
+def test_a_dtype_that_a_family_cannot_compute_in_is_refused() -> None:
+    with pytest.raises(PrunelensError, match=r"MixtralForCausalLM .*float64.*another dtype"):
+        find_anatomy(tiny_network("mixtral", torch.float64))

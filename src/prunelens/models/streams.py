@@ -9,32 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunelens.models.anatomy import Block, Sublayer
-from prunelens.models.taps import first_tensor, input_tensor
-
-
-@dataclass(frozen=True)
-class Call:
-    """One run of a module: what it was given and what it returned."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-
-    @property
-    def source(self) -> Tensor:
-        """The hidden states it read."""
-        found = input_tensor(self.args, self.kwargs)
-        assert found is not None
-        return found
-
-    def again(self, module: nn.Module, source: Tensor) -> Tensor:
-        """What `module` makes of the same call with other hidden states."""
-        read = self.source
-        args = [source if value is read else value for value in self.args]
-        kwargs = {name: source if value is read else value for name, value in self.kwargs.items()}
-        found = first_tensor(module(*args, **kwargs))
-        assert found is not None
-        return found
+from prunelens.models.taps import Call, first_tensor
 
 
 @dataclass(frozen=True)
@@ -83,14 +58,24 @@ def _watch(block: Block, visit: Callable[[BlockPass], None], stack: ExitStack) -
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         calls[module] = Call(args, kwargs, output)
 
+    def note_end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        calls[module] = Call(args, kwargs, _kept(output))
+
     def finish(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         found = _block_pass(block, Call(args, kwargs, output), calls)
         calls.clear()
         visit(found)
 
+    ends = [part.chain[-1] for part in block.sublayers]
     for module in dict.fromkeys(module for part in block.sublayers for module in part.chain):
-        stack.callback(module.register_forward_hook(note, with_kwargs=True).remove)
+        hook = note_end if module in ends else note
+        stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
     stack.callback(block.module.register_forward_hook(finish, with_kwargs=True).remove)
+
+
+def _kept(output: Any) -> Any:
+    """The output with a copy of its tensor: a layer may add to the tensor in place."""
+    return (output[0].clone(), *output[1:]) if isinstance(output, tuple) else output.clone()
 
 
 def _block_pass(block: Block, whole: Call, calls: dict[nn.Module, Call]) -> BlockPass:
@@ -101,11 +86,11 @@ def _block_pass(block: Block, whole: Call, calls: dict[nn.Module, Call]) -> Bloc
     stream, found = before, []
     for part in block.sublayers:
         own = tuple(calls[module] for module in part.chain if module in calls)
-        after = stream
+        reached = stream
         if len(own) == len(part.chain):  # else the block was taken out whole
             output = first_tensor(own[-1].output)
             assert output is not None
-            after = part.add_to(stream, output.reshape(stream.shape))
-        found.append(SublayerPass(part, stream, after, own))
-        stream = before if block.layout == "parallel" else found[-1].after
+            reached = part.add_to(stream, output.reshape(stream.shape))
+        found.append(SublayerPass(part, stream, reached, own))
+        stream = before if block.layout == "parallel" else reached
     return BlockPass(block, before, after, tuple(found))

@@ -1,8 +1,8 @@
 """Take sublayers or blocks out of a loaded model and put them back, without a second copy of its weights.
 
-A dropped sublayer returns zeros and a dropped block its input, which equals zeroed output projections. They
-still tell the KV cache that the tokens passed: many families read the length of the past from the first
-layer's cache, so a silent layer 0 would break cached decoding.
+A dropped sublayer returns zeros (or the stream, where it adds that inside) and a dropped block its input, which
+equals zeroed output projections. They still tell the KV cache that the tokens passed: many families read the
+length of the past from the first layer's cache, so a silent layer 0 would break cached decoding.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin
 
-from prunelens.models.anatomy import Anatomy, Block, Sublayer
+from prunelens.models.anatomy import Anatomy, Block, Link, Sublayer
 from prunelens.models.placement import counted_parameters
-from prunelens.models.taps import input_tensor, replaced_forward
+from prunelens.models.taps import Call, input_tensor, replaced_forward
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def dropped(anatomy: Anatomy, drop: Drop) -> Iterator[None]:
             continue
         for part in block.sublayers:
             if block.layer_idx in getattr(drop, part.kind):
-                forwards[part.module] = _nothing(part)
+                forwards |= _silent(block, part)
     with replaced_forward(forwards):
         yield
 
@@ -82,40 +82,62 @@ def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING) -> 
             gone.update(id(weight) for weight in block.module.parameters())
         for part in block.sublayers:
             if block.layer_idx in getattr(drop, part.kind):
-                modules = [part.module, *(model.get_submodule(name) for name in part.norms)]
+                modules = own_modules(block, part.kind)
                 gone.update(id(weight) for module in modules for weight in module.parameters())
     return sum(weight.numel() for _, weight in counted_parameters(model) if id(weight) not in gone)
 
 
-def _nothing(part: Sublayer) -> Callable[..., Any]:
+def _silent(block: Block, part: Sublayer) -> dict[nn.Module, Callable[..., Any]]:
+    """Forwards that take a sublayer out: its `module` adds nothing, and what else has matrices is not computed."""
+    own = own_modules(block, part.kind)
+    return {
+        link.module: _nothing(link, part)
+        for link in part.links
+        if link.module is part.module or (link.module in own and link.module in part.body)
+    }
+
+
+def _nothing(link: Link, part: Sublayer) -> Callable[..., Any]:
+    layer_idx = getattr(link.module, "layer_idx", part.layer_idx)
+
     def forward(*args: Any, **kwargs: Any) -> Any:
         hidden_states = input_tensor(args, kwargs)
         assert hidden_states is not None
         if part.kind == "attention":
-            _tell_cache(hidden_states, args, kwargs, getattr(part.module, "layer_idx", part.layer_idx))
-        zeros = torch.zeros_like(hidden_states)
-        return (zeros, *[None] * (part.num_outputs - 1)) if part.num_outputs else zeros
+            _tell_cache(hidden_states, args, kwargs, layer_idx)
+        if part.adds_residual and link.module is part.module:
+            return _as_returned(Call(args, kwargs, None).arguments[part.residual_at], link.num_outputs)
+        zeros = hidden_states.new_zeros(*hidden_states.shape[:-1], link.width)
+        return _as_returned(zeros, link.num_outputs)
 
     return forward
 
 
+def _as_returned(tensor: torch.Tensor, num_outputs: int) -> Any:
+    return (tensor, *[None] * (num_outputs - 1)) if num_outputs else tensor
+
+
 def _identity(block: Block) -> Callable[..., Any]:
     attention = block.find("attention")
+    bodies = attention.body if attention is not None else ()
+    layer_idx: Any = next((module.layer_idx for module in bodies if hasattr(module, "layer_idx")), block.layer_idx)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         hidden_states = input_tensor(args, kwargs)
         assert hidden_states is not None
         if attention is not None:
-            layer_idx = getattr(attention.module, "layer_idx", block.layer_idx)
             _tell_cache(hidden_states, args, kwargs, layer_idx)
-        return (hidden_states, *[None] * (block.num_outputs - 1)) if block.num_outputs else hidden_states
+        return _as_returned(hidden_states, block.num_outputs)
 
     return forward
 
 
 def _tell_cache(hidden_states: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], layer_idx: int) -> None:
+    """Let as many empty keys into the layer's cache as there are tokens; a recurrent state counts none."""
     cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
-    if cache is not None:
+    if cache is None:
+        return
+    if layer_idx >= len(cache.layers) or isinstance(cache.layers[layer_idx], CacheLayerMixin):
         batch, length = hidden_states.shape[:2]
         nothing = hidden_states.new_zeros(batch, 1, length, 1)
         cache.update(nothing, nothing, layer_idx)

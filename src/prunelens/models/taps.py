@@ -5,8 +5,10 @@ masks, position embeddings and the final norm are computed by the model itself a
 copied. The head works the same way: the model's own forward after the decoder, with given states.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -108,3 +110,40 @@ def input_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None
     """The hidden states a module was called with: the first tensor, by position or by name."""
     values = [*args, kwargs.get("hidden_states"), *kwargs.values()]
     return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a module: what it was given and what it returned."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+    @property
+    def has_source(self) -> bool:
+        """Whether it was given a tensor at all."""
+        return input_tensor(self.args, self.kwargs) is not None
+
+    @property
+    def source(self) -> Tensor:
+        """The hidden states it read."""
+        found = input_tensor(self.args, self.kwargs)
+        assert found is not None
+        return found
+
+    @property
+    def arguments(self) -> dict[Any, Any]:
+        """What it was given, by position or name."""
+        return {**dict(enumerate(self.args)), **self.kwargs}
+
+    def again(
+        self, module: nn.Module, source: Tensor, others: Mapping[int | str, Any] = MappingProxyType({})
+    ) -> Tensor:
+        """What `module` makes of the same call with other hidden states, and `others` by position or name."""
+        read = self.source
+        args = [source if value is read else others.get(place, value) for place, value in enumerate(self.args)]
+        kwargs = {name: source if value is read else others.get(name, value) for name, value in self.kwargs.items()}
+        found = first_tensor(module(*args, **kwargs))
+        assert found is not None
+        return found
