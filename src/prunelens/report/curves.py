@@ -79,13 +79,17 @@ def deviation_figure(run: Run, index: int) -> Figure:
             _prompts_left(lengths),
         ),
         index,
-        (
-            Key("line", style.colour, "median"),
-            Key("band", style.faded(0.42), "25 to 75 %"),
-            Key("band", style.faded(0.16), "5 to 95 %"),
-            Key("dash", "var(--ink)", "median of the centred z (softmax ignores a common shift)"),
-        ),
+        _keys(style),
         across=3,
+    )
+
+
+def _keys(style: Look) -> tuple[Key, ...]:
+    return (
+        Key("line", style.colour, "median"),
+        Key("band", style.faded(0.42), "25 to 75 %"),
+        Key("band", style.faded(0.16), "5 to 95 %"),
+        Key("dash", "var(--ink)", "median of the centred z (softmax ignores a common shift)"),
     )
 
 
@@ -106,10 +110,9 @@ def _deviation_panel(
     style: Look,
 ) -> Panel:
     title, name = space
-    if not np.isfinite(values).any():
-        return Panel(title, empty="Not measured.")
     if not len(positive(values)):
-        return Panel(title, empty="Every value is exactly 0: both models agree.")
+        measured = np.isfinite(values).any()
+        return Panel(title, empty="Every value is exactly 0: both models agree." if measured else "Not measured.")
     steps, (p05, p25, p50, p75, p95) = _quantiles(values)
     floor = 10 ** yaxis["range"][0] / 2  # below the axis
     traces = [
