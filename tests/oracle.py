@@ -453,10 +453,16 @@ def _weights(layer: Any, names: str) -> list[torch.Tensor]:
     return found
 
 
+def projections(model: Any) -> list[dict[str, list[torch.Tensor]]]:
+    """For each layer, the weights and biases that the output of its mixer of tokens and of its MLP is made with."""
+    path, *names = _OUTPUTS[model.config.model_type]
+    kinds = dict(zip(("attention", "mlp"), names, strict=True))
+    return [{kind: _weights(layer, kinds[kind]) for kind in kinds} for layer in attrgetter(path)(model)]
+
+
 def outline(model: Any) -> list[tuple[bool, bool]]:
     """For each layer: whether it has a mixer of tokens, and whether it has an MLP."""
-    layers, *names = _OUTPUTS[model.config.model_type]
-    return [tuple(bool(_weights(layer, kind)) for kind in names) for layer in attrgetter(layers)(model)]
+    return [(bool(layer["attention"]), bool(layer["mlp"])) for layer in projections(model)]
 
 
 def zeroed(
@@ -467,17 +473,15 @@ def zeroed(
 ) -> Any:
     """A deep copy in which these layers' sublayers add nothing: output weight and bias are zero."""
     result = copy.deepcopy(model)
-    path, attention_output, mlp_output = _OUTPUTS[result.config.model_type]
-    layers = attrgetter(path)(result)
-    for names, indices in ((attention_output, attention), (mlp_output, mlp)):
+    layers = projections(result)
+    for kind, indices in (("attention", attention), ("mlp", mlp)):
         for i in indices:
-            weights = _weights(layers[i], names)
-            if not weights:
-                raise ValueError(f"layer {i} has none of {names}")
-            for weight in weights:
+            if not layers[i][kind]:
+                raise ValueError(f"layer {i} has no output of {kind}")
+            for weight in layers[i][kind]:
                 weight.data.zero_()
     for i in blocks:
-        for weight in _weights(layers[i], f"{attention_output} {mlp_output}"):
+        for weight in layers[i]["attention"] + layers[i]["mlp"]:
             weight.data.zero_()
     return result
 
