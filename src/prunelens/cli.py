@@ -53,6 +53,18 @@ def compare(
     calibration: Annotated[
         Path | None, typer.Option(help="Text, JSONL or .npy of token ids that ranks the sublayers.")
     ] = None,
+    lens_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of each text read after every sublayer, evenly spread; 0: none.")
+    ] = 8,
+    lens: Annotated[str, typer.Option(help="How a sublayer is read: normed, raw (without the final norm), both.")] = (
+        "normed"
+    ),
+    attribute: Annotated[
+        bool, typer.Option("--attribute", help="Find which sublayer causes the damage at the end (a sweep).")
+    ] = False,
+    noise_dtype: Annotated[
+        str | None, typer.Option(help="Compare the dense model with itself in this dtype too, such as bfloat16.")
+    ] = None,
     dtype: Dtype = None,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -76,6 +88,10 @@ def compare(
         batch_size=batch_size,
         chat_template=chat_template,
         calibration=str(calibration) if calibration else None,
+        lens_steps=lens_steps,
+        lens=lens,
+        attribute=attribute,
+        noise_dtype=noise_dtype,
     )
     _show(result, result.report(target), as_json)
 
@@ -92,7 +108,9 @@ def demo(
 
     probe_target(output)
     texts = read_prompts(limit=DEMO_PROMPTS)
-    result = _compare("smollm2", list(DEMO_RECIPES), {}, prompts=texts, max_new_tokens=DEMO_TOKENS)
+    result = _compare(
+        "smollm2", list(DEMO_RECIPES), {}, prompts=texts, max_new_tokens=DEMO_TOKENS, attribute=(DEMO_RECIPES[0],)
+    )
     page = result.report(output)
     _show(result, page, as_json=False)
     print_advice(result.summary)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prunelens.study.rows import rows_of
 from prunelens.study.store import SCHEMAS, Run
-from prunelens.study.summary import rows_of
 
 Row = dict[str, Any]
 SIZES = {"hidden_cosine": 1.0, "logit_cosine": 0.8, "prob_cosine": 2.0}

@@ -11,8 +11,8 @@ from prunelens.report.figures import GRID, INK, MUTED, Figure, Look, Panel, axis
 from prunelens.report.noise import floor_lines, floor_note
 from prunelens.report.wording import interval, number
 from prunelens.spaces.survival import ratio_interval
+from prunelens.study.rows import by_prompt, rows_of
 from prunelens.study.store import Run
-from prunelens.study.summary import by_prompt, rows_of
 
 KL = "kl_dense_compressed"
 FIRST_RANGE = 8

@@ -23,8 +23,8 @@ from prunelens.report.layers import KL, block_axis, num_blocks, place_name
 from prunelens.report.noise import floor_lines, floor_note
 from prunelens.report.wording import interval, number
 from prunelens.spaces.survival import ratio_interval
+from prunelens.study.rows import by_prompt, column, rows_of
 from prunelens.study.store import Run
-from prunelens.study.summary import by_prompt, column, rows_of
 
 TITLE = "The damage at the end, by the sublayer that causes it"
 SYMBOLS = {"attention": "circle", "mlp": "square"}

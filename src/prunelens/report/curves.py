@@ -21,8 +21,8 @@ from prunelens.report.figures import (
     step_range,
 )
 from prunelens.report.noise import floor_lines, floor_note
+from prunelens.study.rows import by_prompt, rows_of
 from prunelens.study.store import Run
-from prunelens.study.summary import by_prompt, rows_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SPACES = (

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from prunelens.report.wording import DASH, number, percent, visible, word
+from prunelens.study.rows import column, rows_of
 from prunelens.study.store import Run
-from prunelens.study.summary import column, rows_of, texts_of
+from prunelens.study.summary import texts_of
 
 NUM_DAMAGED = 10
 NUM_RANKED = 15

@@ -18,8 +18,8 @@ from prunelens.report.figures import (
     look,
     step_range,
 )
+from prunelens.study.rows import column, rows_of
 from prunelens.study.store import Run
-from prunelens.study.summary import column, rows_of
 
 NUM_MARKS = 24
 MAX_BANDS = 4

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from prunelens.report.figures import axis
 from prunelens.report.wording import visible
+from prunelens.study.rows import column
 from prunelens.study.store import Run
-from prunelens.study.summary import column
 
 KL = "kl_dense_compressed"
 COSINES = ("hidden_cosine", "logit_cosine", "prob_cosine")

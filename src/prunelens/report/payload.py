@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 from prunelens.report.wording import is_special, shorten, visible
+from prunelens.study.rows import by_prompt, rows_of
 from prunelens.study.store import Run
-from prunelens.study.summary import by_prompt, free_agreement, rows_of, texts_of
+from prunelens.study.summary import free_agreement, texts_of
 
 KL_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Borders of the colour classes of a token's KL, nats."""

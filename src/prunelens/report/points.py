@@ -20,8 +20,8 @@ from prunelens.report.figures import (
     positive,
 )
 from prunelens.report.wording import number
+from prunelens.study.rows import column, rows_of
 from prunelens.study.store import Run
-from prunelens.study.summary import column, rows_of
 
 TRUSTED = 0.3
 """Largest |κ₃|/(3Tκ₂) at which the second order is trusted (T3+)."""

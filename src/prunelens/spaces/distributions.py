@@ -9,7 +9,7 @@ are float64. On a CPU, fresh memory costs more than arithmetic, so six buffers o
 import math
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from prunelens.spaces.vectors import cosine_from_split
@@ -120,12 +120,7 @@ class PairedRows:
 
     def identical(self) -> dict[str, Tensor]:
         """The columns of `compare` for a model with the dense model's own logits, without computing them."""
-        zero, one = torch.zeros_like(self._entropy), torch.ones_like(self._entropy)
-        ones = ("logit_cosine", "logit_cosine_centered", "prob_cosine", "topk_overlap", "acceptance")
-        undefined = dict.fromkeys(("amplification", "amplification_estimate"), zero / 0)
-        decided = {"same_top1": one.bool(), "rank_of_dense_top1": one.long()}
-        entropies = dict.fromkeys(("entropy_dense", "entropy_compressed"), self._entropy)
-        return dict.fromkeys(ZEROS, zero) | dict.fromkeys(ones, one) | undefined | decided | entropies
+        return identical_stats(self._entropy)
 
     def _subtract_dense(self) -> None:
         self._d -= self._la
@@ -254,6 +249,16 @@ class PairedRows:
             "margin": self._margin,
             "margin_compressed": _margin(logits, compressed_ids),
         }
+
+
+def identical_stats(entropy: Float64[Tensor, " rows"]) -> dict[str, Tensor]:
+    """The columns of `PairedRows.compare` for equal logits, from the entropy of their rows (nats)."""
+    zero, one = torch.zeros_like(entropy), torch.ones_like(entropy)
+    ones = ("logit_cosine", "logit_cosine_centered", "prob_cosine", "topk_overlap", "acceptance")
+    undefined = dict.fromkeys(("amplification", "amplification_estimate"), zero / 0)
+    decided = {"same_top1": one.bool(), "rank_of_dense_top1": one.long()}
+    entropies = dict.fromkeys(("entropy_dense", "entropy_compressed"), entropy)
+    return dict.fromkeys(ZEROS, zero) | dict.fromkeys(ones, one) | undefined | decided | entropies
 
 
 def top_ids(logits: Float[Tensor, "rows V"], k: int) -> Int64[Tensor, "rows k"]:

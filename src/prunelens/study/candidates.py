@@ -1,14 +1,14 @@
 """What is compared with the dense model: a recipe on its own weights, or another model."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, load
-from prunelens.models.surgery import NOTHING, Drop, dropped, num_parameters
+from prunelens.models.surgery import NOTHING, Drop, num_parameters
+from prunelens.models.variant import Variant
 from prunelens.pruning.importance import Ranking, check_parts, resolve
 from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
 
@@ -28,12 +28,9 @@ class Candidate:
         """The model whose weights are used."""
         return self.model or dense
 
-    @contextmanager
-    def running(self, dense: Model) -> Iterator[Model]:
-        """The compressed model, ready to run in the body."""
-        model = self.network(dense)
-        with dropped(model.anatomy, self.drop):
-            yield model
+    def variant(self, dense: Model) -> Variant:
+        """The compressed model as the traces see it."""
+        return Variant(self.network(dense), self.drop)
 
     def num_parameters(self, dense: Model) -> int:
         """Parameters that are read."""

@@ -83,10 +83,17 @@ def _describe_ranking(ranking: Ranking | None, calibration: str | None) -> dict[
 def _nulls(tables: dict[str, pa.Table], prompts: Sequence[Prompt]) -> dict[str, str]:
     """Why a column holds nulls, and why a prompt has no row of options."""
     found = {}
-    for name in ("steps", "prompt_end"):
+    for name in ("steps", "prompt_end", "noise"):
         for column in ("amplification", "amplification_estimate"):
             if tables[name][column].null_count:
                 found[f"{name}.{column}"] = "the logits did not turn (0/0)"
+    layers = tables["layers"]
+    if layers["kl_dense_compressed"].null_count:
+        found["layers.logit_*, layers.prob_* and what follows from them"] = (
+            "trace cumulative, lens raw: h alone is measured there"
+        )
+    if layers["amplification"].null_count > layers["kl_dense_compressed"].null_count:
+        found["layers.amplification"] = "the logits did not turn (0/0)"
     for prompt in prompts:
         if prompt.options_problem:
             found[f"prompt_end.options.{prompt.prompt_id}"] = prompt.options_problem

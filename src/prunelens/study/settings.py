@@ -6,6 +6,9 @@ from typing import Protocol, runtime_checkable
 
 from prunelens.errors import PrunelensError
 
+LENSES = ("normed", "raw", "both")
+NOISE_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
 Advance = Callable[[int], None]
 
 
@@ -28,7 +31,10 @@ class Settings:
     """How models are compared; stored in run.json.
 
     `batch_size` counts texts decoded together, two for each prompt; `calibration` is the path of the text
-    that ranks the sublayers, None for the dense model's own.
+    that ranks the sublayers, None for the dense model's own. `lens_steps` steps of each greedy text are read
+    through the `lens` (`normed`, `raw` or `both`) after every sublayer, 0 for none. `attribute` asks for D1 of
+    all compressed models or of those with these names. `noise_dtype` is a second dtype in which the dense model
+    is compared with itself (N1).
     """
 
     max_new_tokens: int = 64
@@ -37,6 +43,19 @@ class Settings:
     batch_size: int = 32
     chat_template: bool = True
     calibration: str | None = None
+    lens_steps: int = 8
+    lens: str = "normed"
+    attribute: bool | tuple[str, ...] = False
+    noise_dtype: str | None = None
+
+    @property
+    def lenses(self) -> tuple[str, ...]:
+        """The lenses asked for."""
+        return ("normed", "raw") if self.lens == "both" else (self.lens,)
+
+    def attributes(self, label: str) -> bool:
+        """Whether D1 was asked for of this compressed model."""
+        return self.attribute if isinstance(self.attribute, bool) else label in self.attribute
 
     def check(self) -> None:
         """Refuse settings without meaning.
@@ -50,3 +69,9 @@ class Settings:
             raise PrunelensError(f"expected a temperature from 0.01 to 100, found {self.temperature}")
         if self.seed < 0:
             raise PrunelensError(f"expected a seed of at least 0, found {self.seed}")
+        if self.lens_steps < 0:
+            raise PrunelensError(f"expected --lens-steps of at least 0, found {self.lens_steps}")
+        if self.lens not in LENSES:
+            raise PrunelensError(f"expected a lens of {', '.join(LENSES)}, found {self.lens!r}")
+        if self.noise_dtype is not None and self.noise_dtype not in NOISE_DTYPES:
+            raise PrunelensError(f"expected --noise-dtype of {', '.join(NOISE_DTYPES)}, found {self.noise_dtype!r}")

@@ -14,6 +14,8 @@ from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.spaces.head import Pair, stream_pairs
 from prunelens.spaces.survival import common_prefix
 from prunelens.study.candidates import Candidate, resolve_candidates
+from prunelens.study.inside import Inside
+from prunelens.study.layer_tables import noise_summary
 from prunelens.study.record import describe_run
 from prunelens.study.settings import Advance, Reporter, Settings
 from prunelens.study.store import SCHEMAS, Run
@@ -67,6 +69,7 @@ class Stages:
         with self._clock("comparing"):
             forced = self._measure(trajectories, states)
             self._measure_prompt_end(trajectories, states)
+        inside = self._look_inside(trajectories, states[0])
         for candidate, stats in zip(self.candidates, forced, strict=True):
             with self._clock("free running"):
                 free, agreed = self._run_free(candidate, sampled)
@@ -76,6 +79,8 @@ class Stages:
         self.parts["prompts"] = [prompts_table(self.prompts)]
         tables = {name: concat(name, parts) for name, parts in self.parts.items()}
         info = describe_run(self.dense, self.candidates, self.prompts, self.settings, ranking, tables, self.seconds)
+        info |= {"lens": inside.describe_lens(), "noise": noise_summary(tables["noise"])}
+        info["nulls"] |= {f"layers.{label}": reason for label, reason in inside.misaligned.items()}
         return Run(tables, info | {"summary": summarise(tables, info)})
 
     @contextmanager
@@ -105,7 +110,8 @@ class Stages:
         return self.reporter(stage, 2 * len(self.prompts) * self.settings.max_new_tokens)
 
     def _rank(self, calibration: list[list[int]] | None, greedy: list[Continuation]) -> Ranking | None:
-        if not any(candidate.recipe and candidate.recipe.needs_ranking for candidate in self.candidates):
+        counted = any(candidate.recipe and candidate.recipe.needs_ranking for candidate in self.candidates)
+        if not counted and not self.settings.attribute:
             return None
         own = [
             [*prompt.token_ids, *continuation.token_ids]
@@ -177,11 +183,22 @@ class Stages:
         for candidate, spaces in zip(self.candidates, found, strict=True):
             self.parts["prompt_end"] += prompt_end_rows(candidate.label, self.prompts, spaces)
 
+    def _look_inside(self, trajectories: list[Trajectory], dense_states: Tensor) -> Inside:
+        texts = [trajectory for trajectory in trajectories if trajectory.trace == "greedy"]
+        inside = Inside(self.dense, self.candidates, self.prompts, texts, self.settings, self.reporter)
+        with self._clock("layers"):
+            self.parts["layers"] = inside.layers()
+        with self._clock("attribution"):
+            self.parts["attribution"] = inside.attribution()
+        with self._clock("noise floor"):
+            self.parts["noise"] = inside.noise(dense_states[: sum(len(text.token_ids) for text in texts)])
+        return inside
+
     def _run_free(self, candidate: Candidate, sampled: list[Draw]) -> tuple[list[Continuation], list[list[int]]]:
         chosen = self.settings
         ids = [prompt.token_ids for prompt in self.prompts]
         advance = self._writing(f"{candidate.label} writes")
-        with candidate.running(self.dense) as model:
+        with candidate.variant(self.dense).running() as model:
             return write_coupled(
                 model,
                 ids,

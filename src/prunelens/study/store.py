@@ -54,7 +54,20 @@ STAT_COLUMNS = {
 STAT_FIELDS = [
     (name, {"bool": pa.bool_(), "rank": pa.int32()}.get(unit, pa.float64())) for name, unit in STAT_COLUMNS.items()
 ]
-REQUIRED = ("dense", "compressed", "ranking", "settings", "nulls", "notes", "seconds", "versions", "summary", "created")
+REQUIRED = (
+    "dense",
+    "compressed",
+    "ranking",
+    "settings",
+    "nulls",
+    "notes",
+    "seconds",
+    "versions",
+    "summary",
+    "created",
+    "lens",
+    "noise",
+)
 """What run.json must hold for the page."""
 CURVES = ("survival_sampled", "survival_bound", "survival_greedy", "survival_coupled", "survival_free")
 

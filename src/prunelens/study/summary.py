@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from prunelens.spaces.survival import (
     Interval,
@@ -17,6 +16,8 @@ from prunelens.spaces.survival import (
     ratio_interval,
     survival_rows,
 )
+from prunelens.study.attributed import attributed
+from prunelens.study.rows import by_prompt, column, rows_of
 
 SURVIVAL_AT = (8, 32)
 NUM_DRAFTED = 4
@@ -27,13 +28,6 @@ TIE = {"float64": 1e-8, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
 def summarise(tables: dict[str, pa.Table], info: dict[str, Any]) -> list[dict[str, Any]]:
     """One record per compressed model, in the order given."""
     return [_summary(tables, info, record) for record in info["compressed"]]
-
-
-def rows_of(table: pa.Table, **equal: Any) -> pa.Table:
-    """Rows whose columns have these values."""
-    for column, value in equal.items():
-        table = table.filter(pc.equal(table[column], value))
-    return table
 
 
 def _summary(tables: dict[str, pa.Table], info: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
@@ -71,12 +65,8 @@ def _summary(tables: dict[str, pa.Table], info: dict[str, Any], record: dict[str
             "speedup": draft_speedup(acceptance, cost_ratio, NUM_DRAFTED),
         },
         "options": _options(tables, label),
+        "attribution": attributed(tables, info, label, float(np.mean(column(greedy, "kl_dense_compressed")))),
     }
-
-
-def column(table: pa.Table, name: str) -> np.ndarray:
-    """A column as float64, nulls as NaN."""
-    return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 def token_mean(table: pa.Table, name: str) -> Interval:
@@ -129,17 +119,6 @@ def expected_agreed_tokens(tables: dict[str, pa.Table], label: str) -> Interval:
     horizon = rows_of(tables["survival"], compressed=label).num_rows
     sampled = by_prompt(rows_of(tables["steps"], compressed=label, trace="sampled"), "acceptance", "tv")
     return expected_agreed(survival_rows([row[1] for row in sampled], [row[2] for row in sampled], horizon))
-
-
-def by_prompt(table: pa.Table, *names: str) -> list[tuple[Any, ...]]:
-    """(prompt_id, one array per column) for each prompt, in order."""
-    ids = table["prompt_id"].to_pylist()
-    values = [column(table, name) for name in names]
-    starts = [row for row in range(len(ids)) if row == 0 or ids[row] != ids[row - 1]]
-    return [
-        (ids[low], *[value[low:high] for value in values])
-        for low, high in zip(starts, [*starts[1:], len(ids)], strict=True)
-    ]
 
 
 def texts_of(tables: dict[str, pa.Table], model: str, trace: str = "greedy") -> dict[str, dict[str, Any]]:

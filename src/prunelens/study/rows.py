@@ -1,0 +1,30 @@
+"""Rows and columns of Arrow tables as the summary and the figures need them."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def rows_of(table: pa.Table, **equal: Any) -> pa.Table:
+    """Rows whose columns have these values."""
+    for column, value in equal.items():
+        table = table.filter(pc.equal(table[column], value))
+    return table
+
+
+def column(table: pa.Table, name: str) -> np.ndarray:
+    """A column as float64, nulls as NaN."""
+    return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def by_prompt(table: pa.Table, *names: str) -> list[tuple[Any, ...]]:
+    """(prompt_id, one array per column) for each prompt, in order."""
+    ids = table["prompt_id"].to_pylist()
+    values = [column(table, name) for name in names]
+    starts = [row for row in range(len(ids)) if row == 0 or ids[row] != ids[row - 1]]
+    return [
+        (ids[low], *[value[low:high] for value in values])
+        for low, high in zip(starts, [*starts[1:], len(ids)], strict=True)
+    ]

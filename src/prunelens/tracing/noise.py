@@ -1,0 +1,35 @@
+"""N1, the noise floor: the dense model against itself, where only arithmetic differs."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from prunelens.errors import PrunelensError
+from prunelens.models.loading import Model
+from prunelens.tracing.forced import Trajectory, forced_states
+
+BATCH_SHAPE = "batch shape"
+
+
+def other_batch_states(
+    dense: Model, trajectories: Sequence[Trajectory], advance: Callable[[int], None] = lambda tokens: None
+) -> Tensor:
+    """The dense model's states, (T, d), when each text is read alone instead of in a batch with others."""
+    return forced_states(dense, trajectories, batch_tokens=1, advance=advance)[0]
+
+
+def in_dtype(dense: Model, dtype: torch.dtype) -> Model:
+    """A copy of the dense model that computes in another dtype.
+
+    Raises:
+        PrunelensError: a model that does not lie in memory whole.
+    """
+    if any(weight.is_meta for weight in dense.network.parameters()):
+        raise PrunelensError(
+            f"expected {dense.name} in memory to compute in {str(dtype).removeprefix('torch.')} too, found parts of it "
+            "offloaded; leave --noise-dtype out"
+        )
+    return replace(dense, network=copy.deepcopy(dense.network).to(dtype))
