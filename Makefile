@@ -20,6 +20,7 @@ lint: $(VENV)/.dev ## style, format and types
 
 bench: $(VENV)/.dev ## cost and memory of the traces, as ratios within one run
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/memory.py
 
 screenshot: $(VENV)/.dev demo-run/report.html ## the README's picture of the page

@@ -27,7 +27,9 @@ class SublayerPass:
         for call, module in zip(self.calls, twin.chain, strict=True):
             value = call.again(module, value.reshape(call.source.shape))
         same_scale = math.isclose(twin.scale, self.sublayer.scale, rel_tol=1e-4)  # each was solved for on its own
-        return (self.sublayer if same_scale else twin).add_to(self.before, value.reshape(self.before.shape))
+        return (self.sublayer if same_scale else twin).add_to(
+            self.before, value.reshape(self.before.shape).to(self.before.device)
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -51,8 +50,11 @@ def print_result(tables: dict[str, pa.Table], info: dict[str, Any]) -> None:
     """The answer first, then what was noticed, then the first prompt side by side."""
     console = Console()
     console.print(answer_table(info))
-    for remark in _remarks(info):
+    for remark in [*_remarks(info), *_noise(info)]:
         console.print(Text(remark, style="dim"))
+    for record in info["summary"]:
+        if record["attribution"]:
+            console.print(_attribution_table(record))
     console.print(_side_by_side(tables, info))
 
 
@@ -79,6 +81,10 @@ def answer_table(info: dict[str, Any]) -> Table:
     for name, show in ROWS:
         table.add_row(name, *[Text(show(record)) for record in info["summary"]])
     return table
+
+
+NUM_PARTS = 5
+"""How many of the most and of the least damaging parts the terminal shows."""
 
 
 def _survival(n: str) -> Callable[[dict[str, Any]], str]:
@@ -143,6 +149,58 @@ def _remarks(info: dict[str, Any]) -> list[str]:
     return remarks
 
 
+def _noise(info: dict[str, Any]) -> list[str]:
+    """How much arithmetic alone changes the dense model (N1)."""
+    found = []
+    for against, spread in info["noise"].items():
+        kl, tv = spread["kl_dense_compressed"], spread["tv"]
+        size = (
+            f"KL {kl['mean']:.2g} nats in the mean, at most {kl['max']:.2g}; TV at most {tv['max']:.2g}"
+            if tv["max"]
+            else "0, bit-equal"
+        )
+        found.append(f"noise floor, dense against itself, another {_changed(against)}: {size}")
+    return found
+
+
+def _changed(against: str) -> str:
+    return against if against == "batch shape" else f"dtype ({against})"
+
+
+def _attribution_table(record: dict[str, Any]) -> Table:
+    """D1: the most and the least damaging parts alone, with what cosine says of them."""
+    found = record["attribution"]
+    parts = sorted(found["parts"], key=lambda part: -part["kl"]["mean"])
+    shown = parts if len(parts) <= 2 * NUM_PARTS else [*parts[:NUM_PARTS], None, *parts[-NUM_PARTS:]]
+    shown += [part for part in parts if part["changed"] and part not in shown]
+    table = Table(title=Text(f"damage at the end, sublayer by sublayer: {printable(record['compressed'])}"))
+    for name in ("sublayer", "KL with it alone compressed (nats)", "KL with all but it", "cosine", "compressed"):
+        table.add_column(name, justify="left" if name == "sublayer" else "right")
+    for part in shown:
+        table.add_row(*(_attributed(part) if part else ["…"] * 5))
+    notes = [f"KL of all together {found['kl_all']:.4f}, sum of the compressed alone {found['sum_alone']:.4f}"]
+    for kind, correlation in found["rank_correlation"].items():
+        if correlation["rho"] is not None:
+            notes.append(
+                f"{kind}: rank correlation of 1 - cosine with the damage {correlation['rho']:.2f} "
+                f"({correlation['n']} sublayers)"
+            )
+    table.caption = "; ".join(notes)
+    return table
+
+
+def _attributed(part: dict[str, Any]) -> list[str]:
+    place = part["sublayer"] if part["layer_idx"] is None else f"{part['sublayer']} {part['layer_idx']}"
+    kl, all_but, cosine = part["kl"], part["kl_all_but"], part["redundancy"]
+    return [
+        place,
+        f"{kl['mean']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}]",
+        f"{all_but['mean']:.4f}" if all_but else "",
+        f"{cosine:.4f}" if cosine is not None else "",
+        "yes" if part["changed"] else "",
+    ]
+
+
 def _side_by_side(tables: dict[str, pa.Table], info: dict[str, Any]) -> Group:
     prompt = tables["prompts"].slice(0, 1).to_pylist()[0]
     key = prompt["prompt_id"]
@@ -193,10 +251,11 @@ def describe_model(model: Any) -> dict[str, Any]:
                     {
                         "kind": part.kind,
                         "name": part.name,
-                        "class": type(part.module).__name__,
+                        "class": type(part.body[0]).__name__,
                         "norms": list(part.norms),
                         "scale": part.scale,
-                        "parameters": sum(weight.numel() for weight in part.module.parameters()),
+                        "adds_residual": part.adds_residual,
+                        "parameters": sum(weight.numel() for module in part.body for weight in module.parameters()),
                     }
                     for part in block.sublayers
                 ],
@@ -217,19 +276,34 @@ def print_anatomy(model: Any) -> None:
     for name in ("decoder", "final_norm", "head", "fingerprint"):
         facts.add_row(name.replace("_", " "), Text(printable(str(found[name]))))
     console.print(Text(printable(found["name"]), style="bold"), facts)
-    for _, group in groupby(found["blocks"], key=_shape):
-        blocks = list(group)
-        first, last = blocks[0]["layer_idx"], blocks[-1]["layer_idx"]
-        span = f"block {first}" if first == last else f"blocks {first}-{last}"
+    shapes: dict[str, list[dict[str, Any]]] = {}
+    for block in found["blocks"]:
+        shapes.setdefault(repr(_shape(block)), []).append(block)
+    for blocks in shapes.values():
+        span = _span([block["layer_idx"] for block in blocks])
         table = Table.grid(padding=(0, 2))
         for part in blocks[0]["sublayers"]:
             norms = ", ".join(map(_leaf, part["norms"])) or "shared"
-            cells = ["  " + part["kind"], _pattern(part["name"]), f"{part['parameters']:,}", f"norm {norms}"]
+            name = _pattern(part["name"]).rsplit("{i}.", 1)[-1]
+            cells = [f"  {part['kind']}", part["class"], name, f"{part['parameters']:,}", f"norm: {norms}"]
             table.add_row(*[Text(printable(cell)) for cell in cells])
-        console.print(Text(f"{span}, {blocks[0]['layout']}"), table)
+        layout = blocks[0]["layout"] if len(blocks[0]["sublayers"]) > 1 else "one sublayer"
+        console.print(Text(f"{span}, {layout}"), table)
     for note in found["notes"]:
         console.print(Text(printable(note), style="dim"))
     console.print("Residual stream, logits, causality and replay were rebuilt from these parts: proved.")
+
+
+def _span(indices: list[int]) -> str:
+    """block 3, blocks 0-29, blocks 0-2, 4, 6-8."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    parts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return f"block{'s' if len(indices) > 1 else ''} {', '.join(parts)}"
 
 
 def _shape(block: dict[str, Any]) -> Any:
