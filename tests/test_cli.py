@@ -940,6 +940,40 @@ def test_nothing_to_compare_is_refused(cli: Cli, work: Path) -> None:
     assert not (work / "run").exists()
 
 
+BAD_INSIDE = [
+    *[
+        pytest.param("--lens", value, ("lens", "normed, raw, both", repr(value)), id=f"lens-{value}")
+        for value in ("Raw", "all", "")
+    ],
+    *[
+        pytest.param("--lens-steps", value, ("--lens-steps",), id=f"steps-{value}")
+        for value in ("-1", "1.5", "many", "")
+    ],
+    *[
+        pytest.param(
+            "--noise-dtype",
+            value,
+            ("--noise-dtype", "float64, float32, float16, bfloat16", repr(value)),
+            id=f"noise-{value}",
+        )
+        for value in ("int8", "bf16", "torch.float16", "")
+    ],
+]
+
+
+@pytest.mark.parametrize(("option", "value", "parts"), BAD_INSIDE)
+def test_a_look_inside_without_meaning_is_refused_before_a_model_is_opened(
+    cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, parts: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("prunelens.models.loading.load", lambda *args, **kwargs: pytest.fail("a model was opened"))
+    assert_says(refused(cli, work, *comparison(), option, value), *parts)
+
+
+@pytest.mark.parametrize("option", ["--lens", "--lens-steps", "--noise-dtype"])
+def test_a_look_inside_without_a_value_is_refused(cli: Cli, work: Path, option: str) -> None:
+    assert_says(refused(cli, work, *comparison(), option), option)
+
+
 # --- the output folder -------------------------------------------------------------------------------------
 
 
@@ -1305,7 +1339,7 @@ BAD_RUNS = [
     pytest.param(write("run/run.json", "{"), ("a run", "run.json"), id="run-json-cut"),
     pytest.param(write("run/run.json", b"\xff"), ("a run", "run.json"), id="run-json-no-utf8"),
     pytest.param(run_json(format="other"), ("a run", "run.json"), id="another-format"),
-    pytest.param(run_json(format_version=99), ("99", "1", "run compare again"), id="another-version"),
+    pytest.param(run_json(format_version=99), ("99", "reads 2", "run compare again"), id="another-version"),
     pytest.param(run_json(format_version=None), ("damaged", "run compare again"), id="no-version"),
     pytest.param(remove("run/survival.parquet"), ("survival.parquet", "run compare again"), id="no-table"),
     pytest.param(write("run/steps.parquet", b""), ("damaged", "run compare again"), id="empty-table"),
