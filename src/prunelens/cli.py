@@ -139,7 +139,7 @@ def inspect(
 ) -> None:
     """Show what was found where: blocks, sublayers, norms and head, proved by rebuilding the residual stream."""
     from prunelens.models.loading import load
-    from prunelens.report.terminal import describe_model, print_anatomy
+    from prunelens.report.inspection import describe_model, print_anatomy
 
     opened = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if as_json:
