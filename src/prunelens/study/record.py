@@ -94,6 +94,10 @@ def _nulls(tables: dict[str, pa.Table], prompts: Sequence[Prompt]) -> dict[str, 
         )
     if layers["amplification"].null_count > layers["kl_dense_compressed"].null_count:
         found["layers.amplification"] = "the logits did not turn (0/0)"
+    if tables["attribution"]["kl_all_but"].null_count:
+        found["attribution.kl_all_but, attribution.tv_all_but"] = "the compressed model does not change this sublayer"
+    if tables["attribution"]["layer_idx"].null_count:
+        found["attribution.layer_idx"] = "the rest (embedding, shared norms, final norm, head) lies in no block"
     for prompt in prompts:
         if prompt.options_problem:
             found[f"prompt_end.options.{prompt.prompt_id}"] = prompt.options_problem
