@@ -35,11 +35,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Key:
-    """One entry of a legend that several panels share."""
+    """One entry of a legend that several panels share; a colour scale has ends and ticks (place in percent, value)."""
 
     mark: str
     colour: str
     name: str
+    ends: tuple[str, str] = ("", "")
+    ticks: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,9 @@ def log_axis(title: str, low: float, high: float, **more: Any) -> dict[str, Any]
     if span <= 2.5:
         ticks: dict[str, Any] = _plain_ticks(start, stop)
     else:
-        ticks = {"dtick": math.ceil(span / 5), "exponentformat": "power"}
+        # plotly writes powers a quarter larger than it is told
+        smaller = {"color": MUTED, "size": 12 / 1.25}
+        ticks = {"dtick": math.ceil(span / 5), "exponentformat": "power", "tickfont": smaller}
     return axis(
         title,
         type="log",

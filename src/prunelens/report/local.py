@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from prunelens.report.figures import HEAT, INK, ZERO, Figure, Key, Panel, axis, draw, positive
+from prunelens.report.figures import HEAT, INK, ZERO, Figure, Key, Panel, axis, draw
 from prunelens.report.layers import (
     COSINES,
     KL,
@@ -25,12 +25,12 @@ from prunelens.report.layers import (
     traced,
 )
 from prunelens.report.noise import floor_note
+from prunelens.report.scales import Scale, scale_key, scale_of
 from prunelens.report.wording import number
 from prunelens.study.store import Run
 
 SPACES = ("h", "z", "p")
 ROW_HEIGHT = 26
-MAX_DECADES = 6
 NOT_COMPUTED = "not computed"
 
 
@@ -70,12 +70,15 @@ def _local(run: Run, index: int) -> _Local:
 
 def _spaces_figure(run: Run, index: int, found: _Local) -> Figure:
     grids = {kind: _space_grid(found, kind) for kind in found.rows.kinds()}
-    cosine = _scale(*(means[:3] for means, _ in grids.values()))
-    kl = _scale(*(means[3:] for means, _ in grids.values()))
+    cosine = scale_of(*(means[:3] for means, _ in grids.values()))
+    kl = scale_of(*(means[3:] for means, _ in grids.values()))
     panels = [_spaces_panel(found, kind, means, counts, cosine, kl) for kind, (means, counts) in grids.items()]
     return Figure(
         "What each sublayer does to its own input, in each space",
-        _reading(found, "A column is one sublayer; the further right on the scale the colour of its cells"),
+        _reading(
+            found,
+            "A column is one sublayer, a row one measure; the further right a cell's colour",
+        ),
         tuple(panels),
         (
             f"Mean over {sample(run)}. {_lens_words(run)}",
@@ -85,8 +88,8 @@ def _spaces_figure(run: Run, index: int, found: _Local) -> Figure:
         ),
         index,
         (
-            Key("scale", "inherit", f"1 − cosine: {_span(cosine)}"),
-            Key("scale", "inherit", f"KL, nats: {_span(kl)}"),
+            scale_key("1 − cosine", cosine),
+            scale_key("KL, nats", kl),
             *_keys(found, [means for means, _ in grids.values()]),
         ),
         across=2 if len(panels) > 1 else 1,
@@ -96,7 +99,7 @@ def _spaces_figure(run: Run, index: int, found: _Local) -> Figure:
 def _steps_figure(run: Run, index: int, found: _Local) -> Figure:
     steps = sorted(set(found.rows.step.tolist()))
     grids = {kind: _step_grid(found, kind, steps) for kind in found.rows.kinds()}
-    scale = _scale(*(means for means, _ in grids.values()))
+    scale = scale_of(*(means for means, _ in grids.values()))
     rows = [str(step) for step in steps]
     panels = [
         _heat_panel(found, kind, rows, [_Layer(means, counts, scale, ("KL",) * len(rows), " nats")], "step")
@@ -105,25 +108,25 @@ def _steps_figure(run: Run, index: int, found: _Local) -> Figure:
     first, last = (max(int(counts[row].max()) for _, counts in grids.values()) for row in (0, -1))
     return Figure(
         "What each sublayer does to its own input, step by step",
-        _reading(found, "A cell is one sublayer at one step; the further right on the scale its colour"),
+        _reading(found, "A cell is one sublayer at one step; the further right its colour"),
         tuple(panels),
         (
             f"Mean over prompts at {sample(run)}; texts end at different steps: {first} at step {steps[0]}, "
             f"{last} at step {steps[-1]}.",
         ),
         index,
-        (Key("scale", "inherit", f"KL, nats: {_span(scale)}"), *_keys(found, [means for means, _ in grids.values()])),
+        (scale_key("KL, nats", scale), *_keys(found, [means for means, _ in grids.values()])),
         across=2 if len(panels) > 1 else 1,
     )
 
 
 def _reading(found: _Local, start: str) -> str:
     what = (
-        "the dense model is compared with itself, that one sublayer left out"
+        "it alone is left out of the dense model"
         if found.dropped
         else "the dense sublayer and its compressed twin read the same input"
     )
-    return f"{start}, the larger the change when {what}."
+    return f"{start} on its logarithmic scale, the larger the change right after it when {what}."
 
 
 def _lens_words(run: Run) -> str:
@@ -166,20 +169,6 @@ def _step_grid(found: _Local, kind: str, steps: list[int]) -> tuple[np.ndarray, 
     return means, counts
 
 
-def _scale(*grids: np.ndarray) -> tuple[float, float] | None:
-    """Ends of a logarithmic colour scale; a few smaller values take its first colour."""
-    values = positive(*grids)
-    if not len(values):
-        return None
-    high = float(values.max())
-    low = max(float(values.min()), high / 10**MAX_DECADES)
-    return (low, high) if low < high else (high / 10, high)
-
-
-def _span(scale: tuple[float, float] | None) -> str:
-    return f"{number(scale[0], 2)} to {number(scale[1], 2)}, logarithmic" if scale else "every value is exactly 0"
-
-
 def _keys(found: _Local, grids: Sequence[np.ndarray]) -> list[Key]:
     """Keys of the marks that do occur."""
     keys = []
@@ -196,7 +185,7 @@ class _Layer:
 
     means: np.ndarray
     counts: np.ndarray
-    scale: tuple[float, float] | None
+    scale: Scale | None
     names: tuple[str, ...]
     unit: str = ""
 
@@ -206,14 +195,14 @@ def _spaces_panel(
     kind: str,
     means: np.ndarray,
     counts: np.ndarray,
-    cosine: tuple[float, float] | None,
-    kl: tuple[float, float] | None,
+    cosine: Scale | None,
+    kl: Scale | None,
 ) -> Panel:
     layers = [
         _Layer(means[:3], counts[:3], cosine, tuple(f"1 − cosine of {space}" for space in SPACES)),
         _Layer(means[3:], counts[3:], kl, ("KL",), " nats"),
     ]
-    return _heat_panel(found, kind, [*SPACES, "KL"], layers, "")
+    return _heat_panel(found, kind, [*(f"1 − cos {space}" for space in SPACES), "KL"], layers, "")
 
 
 def _heat_panel(found: _Local, kind: str, rows: list[str], layers: list[_Layer], title: str) -> Panel:
@@ -241,9 +230,9 @@ def _heat_panel(found: _Local, kind: str, rows: list[str], layers: list[_Layer],
 
 def _heat_traces(layer: _Layer, first: int, kind: str) -> list[dict[str, Any]]:
     """The cells above 0 on the logarithmic scale, and those that are exactly 0."""
-    low, high = layer.scale or (0.1, 1.0)
+    scale = layer.scale or Scale(0.1, 1.0)
     logs = np.full(layer.means.shape, np.nan)
-    np.log10(np.clip(layer.means, low, None), out=logs, where=np.isfinite(layer.means) & (layer.means != 0))
+    np.log10(np.clip(layer.means, scale.low, None), out=logs, where=np.isfinite(layer.means) & (layer.means != 0))
     shared = {
         "type": "heatmap",
         "y": np.arange(first, first + len(layer.means)),
@@ -255,8 +244,8 @@ def _heat_traces(layer: _Layer, first: int, kind: str) -> list[dict[str, Any]]:
     heat = {
         **shared,
         "z": np.round(logs, 3),
-        "zmin": float(np.log10(low)),
-        "zmax": float(np.log10(high)),
+        "zmin": float(np.log10(scale.low)),
+        "zmax": float(np.log10(scale.high)),
         "colorscale": [[place / (len(HEAT) - 1), colour] for place, colour in enumerate(HEAT)],
         "text": _hover(layer, kind),
         "hovertemplate": "%{text}<extra></extra>",

@@ -27,6 +27,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:#.{digits}g}".rstrip(".").replace("-", "−")
 
 
+def power_of_ten(power: int) -> str:
+    """A power of ten: 10⁻⁴, 0.01, 1, 100."""
+    return f"{10.0**power:g}" if -3 <= power <= 3 else f"10{str(power).translate(_SUPERSCRIPT)}"
+
+
 def percent(value: float | None) -> str:
     """A share in percent with one decimal; never 0 or 100 unless it is."""
     if value is None or not math.isfinite(value):
