@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from prunelens.report.figures import (
     look,
     positive,
 )
-from prunelens.report.layers import KL, block_axis, num_blocks, place_name
+from prunelens.report.layers import KL, block_axis, kind_name, num_blocks, place_name
 from prunelens.report.noise import floor_lines, floor_note
 from prunelens.report.wording import interval, number
 from prunelens.spaces.survival import ratio_interval
@@ -29,6 +30,10 @@ from prunelens.study.store import Run
 TITLE = "The damage at the end, by the sublayer that causes it"
 SYMBOLS = {"attention": "circle", "mlp": "square"}
 KL_TITLE = "KL at the head, nats"
+FAR_BELOW = 4.0
+MAX_NAMED = 3
+CLEAR = 1.3
+"""Most sublayers that are named in the second panel, and how much more damage than the next each must do."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,9 @@ def attribution_figure(run: Run, index: int) -> Figure | None:
         panels.append(_ranking_panel(run, dots, yaxis, style))
     return Figure(
         TITLE,
-        "A dot is the mean KL at the head when only this sublayer is compressed, with its 95 % interval over prompts; "
-        "on the right, dots further right are those that cosine would drop later, so a good ranking rises.",
+        "A bar ends at the mean KL at the head when only this sublayer is compressed, with its 95 % interval over "
+        "prompts, on a logarithmic axis; in the second panel the same sublayers stand in the order of cosine, the most "
+        "redundant first, so a good ranking rises.",
         tuple(panels),
         (
             _left_out(dots),
@@ -111,12 +117,17 @@ def _saved(run: Run, label: str, dots: _Dots) -> np.ndarray:
 
 
 def _kl_axis(dots: _Dots, saved: np.ndarray) -> dict[str, Any]:
-    values = positive(dots.kl[1:], saved[1:])
-    return log_axis(KL_TITLE, float(values.min()), float(values.max())) if len(values) else log_axis(KL_TITLE, 1e-6, 1)
+    """The axis of both panels; lower ends of intervals far below every mean do not stretch it."""
+    means, ends = positive(dots.kl[1], saved[1]), positive(dots.kl[2], saved[2])
+    if not len(means):
+        return log_axis(KL_TITLE, 1e-6, 1)
+    lows = positive(dots.kl[0], saved[0])
+    low = max(float(min(lows, default=means.min())), float(means.min()) / FAR_BELOW)
+    return log_axis(KL_TITLE, 0.85 * low, float(max(means.max(), ends.max(initial=0))))
 
 
 def _depth_panel(run: Run, dots: _Dots, saved: np.ndarray, yaxis: dict[str, Any], style: Look) -> Panel:
-    title = "KL alone, by depth"
+    title = "KL of each sublayer alone, by depth"
     if not np.any(dots.kl[1] > 0):
         return Panel(title, empty="Every KL is exactly 0.")
     blocks = num_blocks(run)
@@ -124,18 +135,63 @@ def _depth_panel(run: Run, dots: _Dots, saved: np.ndarray, yaxis: dict[str, Any]
         *_dot_traces(dots, dots.x, yaxis, style),
         _saved_trace(dots, saved, yaxis),
         *floor_lines(run.info, KL, (-0.5, blocks - 0.5), yaxis),
+        _bars(dots, yaxis, style),
     ]
-    layout = {"xaxis": block_axis(blocks), "yaxis": yaxis, "showlegend": False}
+    kinds = _kinds(dots)
+    blocks_of = f"block ({kind_name(kinds[0])} sublayers)" if len(kinds) == 1 else "block"
+    layout = {"xaxis": block_axis(blocks, blocks_of), "yaxis": yaxis, "showlegend": False}
     return Panel(title, draw(traces, layout), height=400)
+
+
+def _kinds(dots: _Dots) -> list[str]:
+    return sorted({part["sublayer"] for part in dots.parts})
+
+
+def _bars(dots: _Dots, yaxis: dict[str, Any], style: Look) -> dict[str, Any]:
+    """Light bars from the axis up to the means; the dots carry the intervals and the words."""
+    rows = np.nonzero(dots.kl[1] > 0)[0]
+    floor = 10 ** (yaxis["range"][0] - 1)
+    return {
+        "type": "bar",
+        "x": dots.x[rows],
+        "y": np.maximum(dots.kl[1, rows] - floor, 0),
+        "base": floor,
+        "width": 0.7 / len(_kinds(dots)),
+        "marker": {"color": [style.colour if dots.parts[row]["changed"] else MUTED for row in rows], "opacity": 0.25},
+        "hoverinfo": "skip",
+    }
 
 
 def _ranking_panel(run: Run, dots: _Dots, yaxis: dict[str, Any], style: Look) -> Panel:
     values = positive(dots.cosine)
     xaxis = log_axis("1 − cosine score of the ranking (no unit)", float(values.min()), float(values.max()))
     ends = (10 ** xaxis["range"][0], 10 ** xaxis["range"][1])
-    traces = [*_dot_traces(dots, dots.cosine, yaxis, style), *floor_lines(run.info, KL, ends, yaxis)]
+    traces = [
+        *_dot_traces(dots, dots.cosine, yaxis, style),
+        *floor_lines(run.info, KL, ends, yaxis),
+        _names(dots, xaxis),
+    ]
     layout = {"xaxis": xaxis, "yaxis": yaxis, "showlegend": False}
-    return Panel("KL alone, against the cosine ranking", draw(traces, layout), height=400)
+    return Panel("The same KL, in the order of the cosine ranking", draw(traces, layout), height=400)
+
+
+def _names(dots: _Dots, xaxis: dict[str, Any]) -> dict[str, Any]:
+    """Names beside the dots that do most damage, where they stand clear of the next."""
+    shown = [int(row) for row in np.nonzero((dots.kl[1] > 0) & (dots.cosine > 0))[0]]
+    worst = sorted(shown, key=lambda row: -dots.kl[1, row])
+    clear = [dots.kl[1, row] > CLEAR * dots.kl[1, below] for row, below in pairwise(worst)]
+    rows = [row for row, free in zip(worst[:MAX_NAMED], clear, strict=False) if free]
+    middle = 10 ** (sum(xaxis["range"]) / 2)
+    return {
+        "type": "scatter",
+        "mode": "text",
+        "x": dots.cosine[rows],
+        "y": dots.kl[1, rows],
+        "text": [f"\u00a0\u00a0{dots.name(row)}\u00a0\u00a0" for row in rows],
+        "textposition": [f"middle {'left' if dots.cosine[row] > middle else 'right'}" for row in rows],
+        "textfont": {"size": 11, "color": MUTED},
+        "hoverinfo": "skip",
+    }
 
 
 def _dot_traces(dots: _Dots, x: np.ndarray, yaxis: dict[str, Any], style: Look) -> list[dict[str, Any]]:
@@ -207,7 +263,7 @@ def _saved_trace(dots: _Dots, saved: np.ndarray, yaxis: dict[str, Any]) -> dict[
 
 
 def _keys(dots: _Dots, saved: np.ndarray, style: Look) -> tuple[Key, ...]:
-    kinds = sorted({part["sublayer"] for part in dots.parts})
+    kinds = _kinds(dots)
     keys = [Key("dot", style.colour, "changed by this model")]
     if not all(part["changed"] for part in dots.parts):
         keys.append(Key("ring", "var(--muted)", "kept by this model: what dropping it alone would do"))
@@ -223,7 +279,7 @@ def _left_out(dots: _Dots) -> str:
     unknown = int(np.sum(~np.isfinite(dots.cosine)))
     parts = [f"{zeros} with a KL of exactly 0 are not drawn"] if zeros else []
     if 0 < unknown < len(dots):
-        parts.append(f"{unknown} without a score are missing on the right")
+        parts.append(f"{unknown} without a score are missing in the second panel")
     return f"Of {len(dots)} sublayers {'; '.join(parts)}." if parts else ""
 
 

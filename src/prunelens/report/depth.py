@@ -138,7 +138,10 @@ def _panel(run: Run, curve: _Curve, yaxis: dict[str, Any], style: Look, changed:
         _changed_marks(curve, x, changed, yaxis),
     ]
     if curve.lens == "normed":
-        traces += floor_lines(run.info, SPACE_NOISE[curve.name], (-0.5, blocks - 0.3), yaxis)
+        ends = (-0.5, blocks - 0.3)
+        words_left = 2 * curve.start > len(curve.places)  # where nothing is drawn
+        floors = floor_lines(run.info, SPACE_NOISE[curve.name], ends[::-1] if words_left else ends, yaxis)
+        traces += [trace | {"textposition": "top right"} if words_left else trace for trace in floors]
     layout = {
         "xaxis": block_axis(blocks, f"block{_order(curve)}"),
         "yaxis": yaxis,

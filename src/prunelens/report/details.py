@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from prunelens.report.layers import kind_name
 from prunelens.report.wording import DASH, number, percent, visible, word
 from prunelens.study.rows import column, rows_of
 from prunelens.study.store import Run
@@ -113,4 +114,4 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
 def _without(kind: str, layers: list[int]) -> str:
     numbers = ", ".join(map(str, layers))
     blocks = f"block{'s' if len(layers) > 1 else ''} {numbers}"
-    return f"without {blocks}" if kind == "block" else f"without the {kind} of {blocks}"
+    return f"without {blocks}" if kind == "block" else f"without the {kind_name(kind)} of {blocks}"

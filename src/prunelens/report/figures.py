@@ -19,6 +19,8 @@ INK, MUTED, GRID, PAPER = "#010203", "#010204", "#010205", "#010206"
 """Stand for the theme's colours; the page's script puts these in."""
 HEAT = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
 """Stand for the theme's colours of heat maps, from the smallest to the largest value."""
+HALO = "#010218"
+"""Stands for the theme's glow around words that lie over curves."""
 ZERO = "#010217"
 """Stands for the theme's colour of a cell that is exactly 0."""
 

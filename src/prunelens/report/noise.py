@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from prunelens.report.figures import MUTED, plot_text
+from prunelens.report.figures import HALO, INK, MUTED, plot_text
 from prunelens.report.wording import DASH, number, percent, visible
 
 KL = "kl_dense_compressed"
@@ -84,7 +84,7 @@ def _line(name: str, value: float, ends: Sequence[float]) -> dict[str, Any]:
         "mode": "lines+text",
         "text": ["", name],
         "textposition": "top left",
-        "textfont": {"size": 11, "color": MUTED},
+        "textfont": {"size": 11, "color": INK, "shadow": HALO},
         "line": {"color": MUTED, "width": 1.3, "dash": "dot"},
         "name": name,
         "hoverinfo": "skip",

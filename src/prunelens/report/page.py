@@ -7,12 +7,13 @@ import jinja2
 from markupsafe import Markup
 
 from prunelens.report import accumulation, answer, attribution, curves, depth, details, generation, local, noise, points
-from prunelens.report.figures import COLOURS, GRID, HEAT, INK, MUTED, PAPER, ZERO, Figure
+from prunelens.report.figures import COLOURS, GRID, HALO, HEAT, INK, MUTED, PAPER, ZERO, Figure
+from prunelens.report.layers import kind_name
 from prunelens.report.payload import KL_EDGES, script_json, texts_payload
-from prunelens.report.wording import number, shorten, visible
+from prunelens.report.wording import number, setting, shorten, visible
 from prunelens.study.store import Run
 
-THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper", ZERO: "--zero"} | {
+THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper", HALO: "--halo", ZERO: "--zero"} | {
     sentinel: f"--heat-{place}" for place, sentinel in enumerate(HEAT, 1)
 }
 
@@ -74,6 +75,8 @@ def _environment() -> jinja2.Environment:
     environment.filters["visible"] = visible
     environment.filters["shorten"] = shorten
     environment.filters["number"] = number
+    environment.filters["setting"] = setting
+    environment.filters["kind_name"] = kind_name
     environment.globals["source"] = _source
     environment.globals["spec"] = lambda text: Markup(script_json(text))
     return environment

@@ -93,7 +93,7 @@ def _drawn(cloud: _Cloud) -> tuple[np.ndarray, str]:
     total = int(np.sum(np.isfinite(cloud.truth) & np.isfinite(cloud.estimate)))
     negative = int(np.sum((cloud.estimate < 0) & np.isfinite(cloud.truth)))
     if negative:
-        notes.append(f"{negative:,} steps with an estimate below 0 are left out")
+        notes.append(f"{negative:,} step{'s' if negative > 1 else ''} with an estimate below 0 left out")
     if total - negative - len(shown):
         notes.append(f"{total - negative - len(shown):,} steps with a 0 are left out")
     if len(shown) > MAX_POINTS:

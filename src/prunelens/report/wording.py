@@ -48,6 +48,16 @@ def count(value: float) -> str:
     return f"{value:g}"
 
 
+def setting(value: Any) -> str:
+    """A setting as people write it: yes, no, lists without brackets."""
+    if value is None or value == []:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    parts = value if isinstance(value, list | tuple) else [value]
+    return shorten(", ".join(map(str, parts)), 120)
+
+
 def interval(record: Mapping[str, Any], wording: Callable[[float | None], str] = number) -> str:
     """[low to high] of a 95 % interval, a common unit said once."""
     low, high = wording(record["low"]), wording(record["high"])
