@@ -1,5 +1,6 @@
 """The sections on sublayers, attribution and noise: what they say and draw, from made-up traces."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ def a_checkpoint() -> Any:
 def traces(panel: Panel) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(panel.spec)["data"]
     return found
+
+
+def numbers(values: dict[str, str]) -> np.ndarray:
+    """An array as plotly writes it."""
+    return np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"])
 
 
 def heat_text(figure: Figure) -> list[list[list[str]]]:
@@ -173,6 +179,9 @@ def test_attribution_says_what_the_numbers_say() -> None:
     assert len(figure.panels) == 2
     kept, changed, saved = traces(figure.panels[0])[:3]
     assert [len(trace["text"]) for trace in (kept, changed)] == [6, 2]
+    bars = next(trace for trace in traces(figure.panels[0]) if trace["type"] == "bar")
+    means = np.concatenate([numbers(kept["y"]), numbers(changed["y"])])
+    assert np.sort(bars["base"] + numbers(bars["y"])) == pytest.approx(np.sort(means))
     steps = rows_of(run.tables["steps"], compressed="drop-attention:1", trace="greedy")
     whole = [values for _, values in by_prompt(steps, "kl_dense_compressed")]
     gain = np.concatenate(whole).mean() - 0.05

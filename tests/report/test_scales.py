@@ -1,9 +1,10 @@
-"""Colour scales of heat maps: ends, ticks and what a few tiny values do."""
+"""Colour scales of heat maps: ends, ticks and what a few tiny values do; settings in words."""
 
 import numpy as np
 import pytest
 
 from prunelens.report.scales import Scale, scale_key, scale_of
+from prunelens.report.wording import setting
 
 
 def test_a_colour_scale_has_ends_and_ticks() -> None:
@@ -28,3 +29,15 @@ def test_a_few_tiny_values_share_the_first_colour() -> None:
     assert scale_of(np.array([3.0])) == Scale(0.3000, 3.0)
     assert scale_of(np.zeros(4)) is None
     assert scale_key("KL", None).name == "KL: every value is exactly 0"
+
+
+def test_settings_read_like_words() -> None:
+    assert [setting(value) for value in (None, [], True, False, 0, ["a", "b"], "normed")] == [
+        "—",
+        "—",
+        "yes",
+        "no",
+        "0",
+        "a, b",
+        "normed",
+    ]
