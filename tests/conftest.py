@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from prunelens.models.loading import Model, load, wrap
 
+torch.set_num_threads(1)  # tiny models: threads that wait for one another cost more than they do
+
 VOCAB_SIZE = 97
 COMMON = {
     "vocab_size": VOCAB_SIZE,
@@ -205,7 +207,8 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Model:
-    """The real built-in model in float32."""
+    """The real built-in model in float32, with all threads from here on."""
+    torch.set_num_threads(os.cpu_count() or 1)
     return load("smollm2", dtype="float32", device="cpu")
 
 
