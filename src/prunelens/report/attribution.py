@@ -120,7 +120,7 @@ def _kl_axis(dots: _Dots, saved: np.ndarray) -> dict[str, Any]:
     """The axis of both panels; lower ends of intervals far below every mean do not stretch it."""
     means, ends = positive(dots.kl[1], saved[1]), positive(dots.kl[2], saved[2])
     if not len(means):
-        return log_axis(KL_TITLE, 1e-6, 1)
+        return log_axis(KL_TITLE, 1e-6, 1.0)
     lows = positive(dots.kl[0], saved[0])
     low = max(float(min(lows, default=means.min())), float(means.min()) / FAR_BELOW)
     return log_axis(KL_TITLE, 0.85 * low, float(max(means.max(), ends.max(initial=0))))
