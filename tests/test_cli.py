@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 import prunelens.cli
 from conftest import FAMILIES, tiny_network, tiny_tokenizer, words
 from prunelens.models.builtin import packaged_gguf
-from prunelens.study.store import SCHEMAS
+from prunelens.study.schemas import SCHEMAS
 
 Cli = Callable[..., tuple[int, str, str]]
 Change = Callable[[Path], Any]

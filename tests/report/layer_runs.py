@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from prunelens.study.rows import rows_of
-from prunelens.study.store import SCHEMAS, Run
+from prunelens.study.schemas import SCHEMAS
+from prunelens.study.store import Run
 
 Row = dict[str, Any]
 SIZES = {"hidden_cosine": 1.0, "logit_cosine": 0.8, "prob_cosine": 2.0}

@@ -23,7 +23,8 @@ from prunelens.report.noise import floor_lines, floor_note, noise_rows, noise_se
 from prunelens.report.page import render_page
 from prunelens.study.compare import compare
 from prunelens.study.rows import by_prompt, rows_of
-from prunelens.study.store import SCHEMAS, Run
+from prunelens.study.schemas import SCHEMAS
+from prunelens.study.store import Run
 
 
 def a_run(*compressed: Any, prompts: int = 2) -> Run:

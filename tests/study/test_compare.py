@@ -14,7 +14,7 @@ from conftest import assert_stats, tiny_model, tiny_network, tiny_tokenizer, wor
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import wrap
 from prunelens.study.compare import compare
-from prunelens.study.store import STAT_COLUMNS
+from prunelens.study.schemas import STAT_COLUMNS
 from prunelens.tasks.prompts import PromptText
 
 TEXTS = [(5, 9, 33), (4, 90, 17, 60, 61), (20,), (88, 12, 40, 41, 42, 43, 7), (30, 31, 32, 33)]

@@ -13,11 +13,12 @@ import torch
 import layer_oracle
 import prunelens.cli
 from conftest import tiny_model, words
+from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, wrap
 from prunelens.spaces.survival import ratio_interval
 from prunelens.study.compare import compare
 from prunelens.study.result import Comparison
-from prunelens.study.store import SCHEMAS, STAT_COLUMNS
+from prunelens.study.schemas import SCHEMAS, STAT_COLUMNS
 from prunelens.tasks.prompts import PromptText
 from prunelens.tracing.generate import Greedy, write
 
@@ -522,3 +523,8 @@ def test_a_run_comes_back_whole_and_its_page_is_made_again(
     after = page.read_text(encoding="utf-8")
     assert abs(len(after) - len(before)) < 0.01 * len(before)
     assert "<html" in after
+
+
+def test_attribution_of_an_unknown_name_is_refused() -> None:
+    with pytest.raises(PrunelensError, match=r"drop-mlp@1.*'typo'"):
+        compare(tiny_model(), "drop-mlp@1", prompts=asked(), max_new_tokens=4, attribute=("typo",))

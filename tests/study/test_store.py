@@ -16,12 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from prunelens.errors import PrunelensError
+from prunelens.study.schemas import SCHEMAS, STAT_COLUMNS
 from prunelens.study.store import (
     FORMAT,
     FORMAT_VERSION,
     REQUIRED,
-    SCHEMAS,
-    STAT_COLUMNS,
     Run,
     check_target,
     new_folder,

@@ -11,7 +11,7 @@ from conftest import assert_stats, tiny_model
 from prunelens.models.loading import Model, wrap
 from prunelens.models.surgery import NOTHING, Drop
 from prunelens.models.variant import Variant
-from prunelens.study.store import STAT_COLUMNS
+from prunelens.study.schemas import STAT_COLUMNS
 from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.layers import LayerRows, even_steps, trace_layers
 

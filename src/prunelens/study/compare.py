@@ -7,7 +7,7 @@ from typing import Any
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, load
 from prunelens.pruning.calibration import read_calibration
-from prunelens.study.candidates import Compressible, open_candidates, parse_candidates
+from prunelens.study.candidates import Candidate, Compressible, open_candidates, parse_candidates
 from prunelens.study.result import Comparison
 from prunelens.study.settings import Reporter, Settings, silent
 from prunelens.study.stages import Stages
@@ -40,6 +40,7 @@ def compare(
         raise PrunelensError("expected at least one prompt, found none")
     model = dense if isinstance(dense, Model) else load(dense)
     candidates = open_candidates(model, compressed)
+    _check_attribute(chosen, candidates)
     encoded = encode(texts, model, chosen.chat_template, chosen.max_new_tokens)
     calibration = read_calibration(Path(chosen.calibration), model) if chosen.calibration else None
     return Comparison(Stages(model, candidates, encoded, chosen, reporter).run(calibration))
@@ -55,3 +56,10 @@ def check_inputs(compressed: Sequence[Compressible], settings: dict[str, Any]) -
     chosen.check()
     parse_candidates(compressed)
     return chosen
+
+
+def _check_attribute(chosen: Settings, candidates: Sequence[Candidate]) -> None:
+    labels = [candidate.label for candidate in candidates]
+    strange = [] if isinstance(chosen.attribute, bool) else sorted(set(chosen.attribute) - set(labels))
+    if strange:
+        raise PrunelensError(f"expected to attribute one of {', '.join(labels)}, found {strange[0]!r}")

@@ -11,7 +11,8 @@ import torch
 from prunelens.models.surgery import Drop
 from prunelens.spaces.distributions import identical_stats
 from prunelens.spaces.head import Stats
-from prunelens.study.store import SCHEMAS, STAT_COLUMNS
+from prunelens.study.schemas import SCHEMAS, STAT_COLUMNS
+from prunelens.study.tables import stats_table
 from prunelens.tasks.prompts import Prompt
 from prunelens.tracing.attribution import REST, Damage, Part
 from prunelens.tracing.forced import Trajectory
@@ -71,7 +72,7 @@ def _layer_table(
     columns["lens"] = np.full(num_steps * num_parts, rows.lens)
     columns["layer_idx"] = np.repeat([layer_idx for layer_idx, _ in rows.sublayers], num_steps)
     columns["sublayer"] = np.repeat([kind for _, kind in rows.sublayers], num_steps)
-    return _table("layers", columns, stats)
+    return stats_table("layers", columns, stats)
 
 
 def _places(
@@ -91,22 +92,12 @@ def _places(
     }
 
 
-def _table(name: str, columns: dict[str, Any], stats: Stats) -> pa.Table:
-    """An Arrow table; what was not measured, and NaN (an undefined ratio), is null."""
-    schema = SCHEMAS[name]
-    length = len(columns["step"])
-    for column in STAT_COLUMNS:
-        columns[column] = stats[column].numpy() if column in stats else [None] * length
-    arrays = [pa.array(columns[field.name], type=field.type, from_pandas=True) for field in schema]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
 def noise_rows(against: str, prompts: Sequence[Prompt], trajectories: Sequence[Trajectory], stats: Stats) -> pa.Table:
     """Rows of `noise` for consecutive trajectories (N1)."""
     steps = [(index, step + 1) for index, text in enumerate(trajectories) for step in range(len(text.token_ids))]
     columns: dict[str, Any] = _places(steps, prompts, trajectories)
     columns |= {"against": [against] * len(steps), "trace": [trajectories[index].trace for index, _ in steps]}
-    return _table("noise", columns, stats)
+    return stats_table("noise", columns, stats)
 
 
 def attribution_rows(

@@ -11,8 +11,9 @@ import pyarrow as pa
 from prunelens.models.loading import Model
 from prunelens.pruning.importance import Ranking
 from prunelens.study.candidates import Candidate
+from prunelens.study.schemas import STAT_COLUMNS
 from prunelens.study.settings import Settings
-from prunelens.study.store import FORMAT, FORMAT_VERSION, STAT_COLUMNS
+from prunelens.study.store import FORMAT, FORMAT_VERSION
 from prunelens.tasks.prompts import Prompt
 
 

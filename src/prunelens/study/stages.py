@@ -17,8 +17,9 @@ from prunelens.study.candidates import Candidate, resolve_candidates
 from prunelens.study.inside import Inside
 from prunelens.study.layer_tables import noise_summary
 from prunelens.study.record import describe_run
+from prunelens.study.schemas import SCHEMAS
 from prunelens.study.settings import Advance, Reporter, Settings
-from prunelens.study.store import SCHEMAS, Run
+from prunelens.study.store import Run
 from prunelens.study.summary import summarise
 from prunelens.study.tables import (
     Stats,

@@ -16,7 +16,7 @@ from prunelens.spaces.survival import (
     mean_curve,
     survival_rows,
 )
-from prunelens.study.store import CURVES, SCHEMAS, STAT_COLUMNS
+from prunelens.study.schemas import CURVES, SCHEMAS, STAT_COLUMNS
 from prunelens.tasks.prompts import Prompt
 from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.generate import Continuation
@@ -69,7 +69,7 @@ def steps_rows(
         "token_id": [token for trajectory in trajectories for token in trajectory.token_ids],
         "contexts_differ": differ,
     }
-    return _table("steps", columns, stats)
+    return stats_table("steps", columns, stats)
 
 
 def prompt_end_rows(label: str, prompts: Sequence[Prompt], found: dict[str, list[tuple[int, Stats]]]) -> list[pa.Table]:
@@ -86,14 +86,15 @@ def prompt_end_rows(label: str, prompts: Sequence[Prompt], found: dict[str, list
                 "margin": stats["margin"].numpy(),
                 "margin_compressed": stats["margin_compressed"].numpy(),
             }
-            tables.append(_table("prompt_end", columns, stats))
+            tables.append(stats_table("prompt_end", columns, stats))
     return tables
 
 
-def _table(name: str, columns: dict[str, Any], stats: Stats) -> pa.Table:
-    """An Arrow table; NaN (an undefined ratio) becomes null."""
+def stats_table(name: str, columns: dict[str, Any], stats: Stats) -> pa.Table:
+    """An Arrow table of this schema; a statistic that was not measured, and NaN (an undefined ratio), is null."""
+    length = len(columns["token_id"])
     for column in STAT_COLUMNS:
-        columns[column] = stats[column].numpy()
+        columns[column] = stats[column].numpy() if column in stats else [None] * length
     schema = SCHEMAS[name]
     arrays = [pa.array(columns[field.name], type=field.type, from_pandas=True) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)

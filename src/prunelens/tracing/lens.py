@@ -12,8 +12,6 @@ from prunelens.models.variant import Variant
 from prunelens.spaces.head import LogitPairs, Stats, hidden_rows, merge, rows_per_chunk
 from prunelens.tracing.layer_states import LayerStates, Places
 
-LENSES = ("normed", "raw")
-
 Key = tuple[str, str]
 """(trace, label)."""
 
