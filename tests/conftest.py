@@ -6,7 +6,6 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,15 +186,6 @@ def any_family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny networks on one thread: on a busy machine threads wait for each other longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A tiny checkpoint on disk."""
@@ -207,8 +197,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Model:
-    """The real built-in model in float32, with all threads from here on."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """The real built-in model in float32."""
     return load("smollm2", dtype="float32", device="cpu")
 
 

@@ -14,9 +14,6 @@ from prunelens.models.anatomy import find_anatomy
 from prunelens.models.streams import BlockPass, watched_blocks
 from prunelens.models.taps import decoder_of, head_of, record_outputs, replay_from, run_decoder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 # Families whose attention takes its softmax in float32 whatever the model's dtype.
 FLOAT32_SOFTMAX = {"gemma2", "bloom", "mpt"}
 # Families whose arithmetic has a float32 or narrower part whatever the model's dtype: mixtures of experts computed

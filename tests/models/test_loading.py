@@ -3,7 +3,7 @@
 import copy
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,6 @@ from prunelens.models import builtin, loading
 from prunelens.models.loading import Model, load, wrap
 
 IDS = torch.tensor([[3, 14, 15, 92, 6], [5, 35, 8, 9, 79]])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

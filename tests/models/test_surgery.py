@@ -13,8 +13,6 @@ from prunelens.models.anatomy import Anatomy, find_anatomy
 from prunelens.models.batches import pad_left
 from prunelens.models.surgery import Drop, dropped, num_parameters
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Parts = dict[str, list[int]]
 
 # Which mixers, MLPs and blocks go: slices of the lists of those layers that have one.

@@ -39,8 +39,6 @@ ONES = (
 ).split()
 HIDDEN = ("hidden_cosine", "hidden_alpha", "hidden_rho")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Case(NamedTuple):
     family: str

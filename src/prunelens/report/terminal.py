@@ -172,8 +172,8 @@ def _attribution_table(record: dict[str, Any]) -> Table:
     parts = sorted(found["parts"], key=lambda part: -part["kl"]["mean"])
     shown = parts if len(parts) <= 2 * NUM_PARTS else [*parts[:NUM_PARTS], None, *parts[-NUM_PARTS:]]
     shown += [part for part in parts if part["changed"] and part not in shown]
-    table = Table(title=Text(f"damage at the end, sublayer by sublayer: {printable(record['compressed'])}"))
-    for name in ("sublayer", "KL with it alone compressed (nats)", "KL with all but it", "cosine", "compressed"):
+    table = Table(title=Text(f"damage at the end, each sublayer compressed alone: {printable(record['compressed'])}"))
+    for name in ("sublayer", "KL alone, nats", "KL all but it", "cosine", "compressed"):
         table.add_column(name, justify="left" if name == "sublayer" else "right")
     for part in shown:
         table.add_row(*(_attributed(part) if part else ["…"] * 5))
