@@ -1,13 +1,14 @@
 """What the traces inside the models cost, as ratios within one run.
 
 L1: every sublayer dropped on its own input, all steps read through the lens, over its floor: one dense forward and
-two head products for every sublayer. D1: a sweep that compresses every sublayer alone, over the same runs each made
+two head products for every sublayer; and the same for a model in which every sublayer has other weights. D1: a sweep that compresses every sublayer alone, over the same runs each made
 whole, and over the same runs without their head products.
 
     python benchmarks/layers.py [MODEL] [--steps 128] [--repeats 3]
 """
 
 import argparse
+import copy
 import statistics
 from functools import partial
 
@@ -15,7 +16,7 @@ import torch
 
 from cost import make_trajectories, seconds
 from prunelens.models.batches import pad_right
-from prunelens.models.loading import Model, load
+from prunelens.models.loading import Model, load, wrap
 from prunelens.models.surgery import Drop, dropped
 from prunelens.models.taps import decoder_of, run_decoder
 from prunelens.models.variant import Variant
@@ -23,7 +24,9 @@ from prunelens.spaces import head
 from prunelens.spaces.head import Pair, stream_divergences
 from prunelens.tracing.attribution import Attribution
 from prunelens.tracing.forced import Trajectory, forced_states, run_edits
+from prunelens.tracing.layer_states import Places, read_layers
 from prunelens.tracing.layers import trace_layers
+from prunelens.tracing.lens import LensReader
 
 
 def every_sublayer(model: Model) -> list[Drop]:
@@ -47,6 +50,26 @@ def local(model: Model, texts: list[Trajectory], steps: int) -> None:
     """L1 of every sublayer; the last MLP stands for a compressed model, so that L2 has next to nothing to do."""
     last = Variant(model, Drop(mlp=frozenset([len(model.anatomy.blocks) - 1])))
     list(trace_layers(model, {"last": last}, texts, ("normed",), range(1, steps + 1)))
+
+
+def local_changed(model: Model, other: Model, texts: list[Trajectory], steps: int) -> None:
+    """L1 of a model with weights of its own; its streams in depth (L2) are made and left unread."""
+    with torch.inference_mode():
+        variants = {"other": Variant(other)}
+        places = Places(texts, range(len(texts)), set(range(1, steps + 1)))
+        ids, _ = pad_right([text.read_ids for text in texts], model.device)
+        states = read_layers(model, variants, ids, places)
+        states.compressed_depth = {}
+        LensReader(model, variants, "normed", 1.0).read(states, places)
+
+
+def changed_everywhere(model: Model) -> Model:
+    """A copy in which every matrix inside the blocks is a little larger."""
+    network = copy.deepcopy(model.network)
+    for block in model.anatomy.blocks:
+        for weight in network.get_submodule(block.name).parameters():
+            weight.data *= 1.01 if weight.ndim > 1 else 1.0
+    return wrap(network, name="changed")
 
 
 def passes(model: Model, texts: list[Trajectory], shared: bool) -> None:
@@ -95,6 +118,10 @@ def main() -> None:
     print(f"{model.name}: {len(every_sublayer(model))} sublayers, {options.steps} steps, {model.dtype}")
     cases = {
         "L1 over its floor": (partial(lens_floor, model, one), partial(local, model, one, options.steps)),
+        "L1 of changed weights over its floor": (
+            partial(lens_floor, model, one),
+            partial(local_changed, model, changed_everywhere(model), one, options.steps),
+        ),
         "D1, passes shared over whole": (partial(passes, model, several, False), partial(passes, model, several, True)),
         "D1 with its head products, shared over whole": (
             partial(naive_sweep, model, several),
