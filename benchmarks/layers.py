@@ -1,8 +1,9 @@
 """What the traces inside the models cost, as ratios within one run.
 
 L1: every sublayer dropped on its own input, all steps read through the lens, over its floor: one dense forward and
-two head products for every sublayer; and the same for a model in which every sublayer has other weights. D1: a sweep that compresses every sublayer alone, over the same runs each made
-whole, and over the same runs without their head products.
+two head products for every sublayer; and the same for a model in which every sublayer has other weights.
+D1: a sweep that compresses every sublayer alone, over the same runs each made whole; the forwards by themselves, and
+with the head products of both sides.
 
     python benchmarks/layers.py [MODEL] [--steps 128] [--repeats 3]
 """
