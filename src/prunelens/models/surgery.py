@@ -42,6 +42,22 @@ NOTHING = Drop()
 @contextmanager
 def dropped(anatomy: Anatomy, drop: Drop) -> Iterator[None]:
     """Run the body with these sublayers and blocks taken out of the model."""
+    with replaced_forward(_forwards_without(anatomy, drop)):
+        yield
+
+
+def remove(anatomy: Anatomy, drop: Drop) -> None:
+    """Take these sublayers and blocks out for good, and let their weights go."""
+    for module, forward in _forwards_without(anatomy, drop).items():
+        module.forward = forward
+        for part in module.modules():
+            for name, weight in part._parameters.items():
+                if weight is not None:
+                    part._parameters[name] = nn.Parameter(weight.new_empty(0), requires_grad=False)
+
+
+def _forwards_without(anatomy: Anatomy, drop: Drop) -> dict[nn.Module, Callable[..., Any]]:
+    """What to call instead of the modules that are taken out."""
     forwards: dict[nn.Module, Callable[..., Any]] = {}
     for block in anatomy.blocks:
         if block.layer_idx in drop.block:
@@ -50,8 +66,7 @@ def dropped(anatomy: Anatomy, drop: Drop) -> Iterator[None]:
         for part in block.sublayers:
             if block.layer_idx in getattr(drop, part.kind):
                 forwards |= _silent(block, part)
-    with replaced_forward(forwards):
-        yield
+    return forwards
 
 
 @contextmanager
@@ -88,13 +103,22 @@ def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING) -> 
 
 
 def _silent(block: Block, part: Sublayer) -> dict[nn.Module, Callable[..., Any]]:
-    """Forwards that take a sublayer out: its `module` adds nothing, and what else has matrices is not computed."""
+    """Forwards that take a sublayer out: its `module` adds nothing, and nothing else of its own is computed."""
     own = own_modules(block, part.kind)
     return {
-        link.module: _nothing(link, part)
+        link.module: _nothing(link, part) if link.module in (part.module, *part.body) else _unchanged(link)
         for link in part.links
-        if link.module is part.module or (link.module in own and link.module in part.body)
+        if link.module is part.module or link.module in own
     }
+
+
+def _unchanged(link: Link) -> Callable[..., Any]:
+    """What stands for a norm or an activation of a sublayer that is out."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return _as_returned(input_tensor(args, kwargs), link.num_outputs)
+
+    return forward
 
 
 def _nothing(link: Link, part: Sublayer) -> Callable[..., Any]:
@@ -113,7 +137,7 @@ def _nothing(link: Link, part: Sublayer) -> Callable[..., Any]:
     return forward
 
 
-def _as_returned(tensor: torch.Tensor, num_outputs: int) -> Any:
+def _as_returned(tensor: torch.Tensor | None, num_outputs: int) -> Any:
     return (tensor, *[None] * (num_outputs - 1)) if num_outputs else tensor
 
 
