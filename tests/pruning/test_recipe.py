@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from prunelens.errors import PrunelensError
-from prunelens.pruning.recipe import METHODS, Recipe, Step, is_recipe, parse_recipe
+from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
+from prunelens.pruning.steps import DROPS as METHODS
+from prunelens.pruning.steps import MASKS, Step
 
 LAYERS = st.integers(0, 200)
 COUNTED = st.fixed_dictionaries({"method": st.sampled_from(METHODS), "count": st.integers(1, 999_999)})
@@ -32,13 +34,34 @@ SUBLAYERS = st.fixed_dictionaries(
         ),
     }
 )
-STEPS = st.lists(st.one_of(COUNTED, CONSECUTIVE, NAMED, SUBLAYERS), min_size=1, max_size=4)
+ITERATIVE = st.fixed_dictionaries(
+    {"method": st.sampled_from(METHODS), "count": st.integers(1, 999_999), "iterative": st.just(True)}
+)
+SPARSITIES = st.one_of(
+    st.integers(1, 999_999_999).map(lambda share: f"{share / 1e9:.9f}".rstrip("0")),
+    st.tuples(st.integers(1, 127), st.integers(1, 128))
+    .filter(lambda pair: pair[0] < pair[1])
+    .map("{0[0]}:{0[1]}".format),
+)
+MASKED = st.fixed_dictionaries({"method": st.sampled_from(MASKS), "sparsity": SPARSITIES})
+EXPERTS = st.fixed_dictionaries(
+    {"method": st.just("drop-experts"), "fraction": st.sampled_from([0.25, 0.5, 0.125, 1e-9]), "uniform": st.booleans()}
+)
+STEPS = st.lists(st.one_of(COUNTED, CONSECUTIVE, ITERATIVE, NAMED, SUBLAYERS, MASKED), min_size=1, max_size=4).flatmap(
+    lambda steps: st.tuples(
+        st.just(steps),
+        st.lists(EXPERTS, max_size=1),
+        st.lists(
+            st.sampled_from([{"method": "quantize", "to": "int8"}, {"method": "quantize", "to": "int4"}]), max_size=1
+        ),
+    ).map(lambda parts: [step for part in parts for step in part])
+)
 """Steps as a YAML document holds them, indices in order of depth."""
 
 
 def recipe_of(steps: list[dict[str, Any]]) -> Recipe:
     texts = [step | ({"at": tuple(map(str, step["at"]))} if "at" in step else {}) for step in steps]
-    return Recipe(steps=tuple(Step(**step) for step in texts))
+    return Recipe.model_validate({"steps": tuple(texts)})
 
 
 @given(STEPS)
@@ -96,6 +119,9 @@ def test_recipes_of_the_documentation(text: str, steps: list[Step]) -> None:
     [
         ("drop-mlp@1,2", "drop-mlp@2,1", "drop-mlp@01,2", " drop-mlp@1, 2 "),
         ("drop-sublayers@a1,m1,a2", "drop-sublayers@a2,m1,a1"),
+        ("wanda:0.5", "wanda:.5", "wanda:0.50"),
+        ("wanda:2:4", "wanda: 2:4 ", "wanda:02:04"),
+        ("drop-experts:0.25,uniform", "drop-experts:.25, uniform"),
         ("drop-block:2,consecutive+drop-mlp:1", "drop-block:02,consecutive + drop-mlp:1"),
     ],
 )
@@ -114,6 +140,33 @@ def test_the_order_of_steps_is_kept() -> None:
 )
 def test_only_counts_need_a_ranking(text: str, needed: bool) -> None:
     assert parse_recipe(text).needs_ranking is needed
+
+
+@pytest.mark.parametrize(
+    ("text", "calibrated", "only_drops"),
+    [
+        ("drop-mlp@1", False, True),
+        ("drop-mlp:1,iterative", True, True),
+        ("magnitude:0.5", False, False),
+        ("wanda:2:4", True, False),
+        ("drop-mlp@1+sparsegpt:0.5", True, False),
+        ("drop-experts:0.25", True, False),
+        ("drop-experts:0.25,uniform", False, False),
+        ("quantize:int8", False, False),
+    ],
+)
+def test_what_a_recipe_needs(text: str, calibrated: bool, only_drops: bool) -> None:
+    recipe = parse_recipe(text)
+    assert (recipe.needs_calibration, recipe.only_drops) == (calibrated, only_drops)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"), [("2:4", "2:4"), ("'2:4'", "2:4"), ("4:8", "4:8"), ("0.5", "0.5"), (".5", "0.5")]
+)
+def test_yaml_knows_no_colons(tmp_path: Path, written: str, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"steps: [{{method: wanda, sparsity: {written}}}]", encoding="utf-8")
+    assert str(parse_recipe(str(path))) == f"wanda:{text}"
 
 
 def test_parts_are_layers_and_kinds_in_order_of_depth() -> None:
@@ -163,7 +216,33 @@ BAD = [
     "Drop-attention:1",
     "drop_attention:1",
     "drop-heads:1",
-    "wanda:2:4",
+    "wanda",
+    "wanda:",
+    "wanda@1",
+    "wanda:0",
+    "wanda:0.0",
+    "wanda:1",
+    "wanda:1.0",
+    "wanda:-0.5",
+    "wanda:50%",
+    "wanda:4:4",
+    "wanda:4:2",
+    "wanda:0:4",
+    "wanda:2:4:8",
+    "wanda:2:4,iterative",
+    "sparsegpt:٣:4",
+    "magnitude:0.5,0.6",
+    "drop-experts:1",
+    "drop-experts:0",
+    "drop-experts:2",
+    "drop-experts:0.25,random",
+    "drop-experts:0.25+drop-experts:0.5",
+    "drop-experts@1",
+    "quantize:int2",
+    "quantize:8",
+    "quantize:int8+wanda:2:4",
+    "drop-attention@1,iterative",
+    "drop-block:2,consecutive,iterative",
     "drop-attention :1",
 ]
 
