@@ -1,0 +1,201 @@
+"""Make the weights of a model sparse block by block, each block reading what the sparse blocks before it write.
+
+All matrices of a block are judged by one pass over the calibration tokens with the block still dense; a second
+pass of the block, now sparse, gives the next one its inputs. Only the streams between two blocks and one block's
+statistics are in memory.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunelens.errors import PrunelensError
+from prunelens.models.anatomy import Block
+from prunelens.models.batches import plan_batches
+from prunelens.models.loading import Model
+from prunelens.models.surgery import NOTHING, Drop, dropped
+from prunelens.models.taps import decoder_of, record_outputs, replay_from, run_decoder
+from prunelens.models.twin import set_weight
+from prunelens.pruning.masks import magnitude_mask, wanda_mask
+from prunelens.pruning.matrices import InputStatistics, Products, Squares, Weight, find_weights, watched_inputs
+from prunelens.pruning.sparsegpt import sparsegpt_weight
+from prunelens.pruning.steps import MaskStep
+
+BATCH_TOKENS = 2048
+
+
+@dataclass
+class Masked:
+    """What was made sparse.
+
+    Attributes:
+        zeros, total: zero weights in the matrices, and all.
+        without_tokens: matrices that read no calibration token, masked by magnitude instead.
+        left_dense: matrices whose inputs cannot be divided into groups of m.
+    """
+
+    zeros: int = 0
+    total: int = 0
+    without_tokens: list[str] = field(default_factory=list)
+    left_dense: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the results should know."""
+        found = []
+        if self.without_tokens:
+            found.append(
+                f"{len(self.without_tokens)} matrices read no calibration token and were masked by magnitude "
+                f"({_some(self.without_tokens)})"
+            )
+        if self.left_dense:
+            found.append(
+                f"{len(self.left_dense)} matrices stayed dense, since m does not divide the number of their inputs "
+                f"({_some(self.left_dense)})"
+            )
+        return found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def mask_weights(
+    model: Model,
+    step: MaskStep,
+    sequences: Sequence[Sequence[int]] = (),
+    drop: Drop = NOTHING,
+    batch_tokens: int = BATCH_TOKENS,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> Masked:
+    """Make every matrix inside the blocks of a twin sparse; embedding, head and norms stay.
+
+    Args:
+        model: a twin (`twin_of`), whose weights are replaced.
+        step: the method and the sparsity.
+        sequences: token ids of the calibration texts; not needed for magnitude.
+        drop: parts that are out while the calibration texts are read; their matrices stay as they are.
+        batch_tokens: tokens run at once.
+        advance: called with the number of tokens a block has read, each block twice.
+
+    Raises:
+        PrunelensError: no calibration tokens, or activations that are no numbers.
+    """
+    found = Masked()
+    if step.method == "magnitude":
+        for block in model.anatomy.blocks:
+            for weight in _weights(block, drop):
+                _replace(weight, step, None, 0, found)
+        return found
+    batches = _equal_batches(sequences, batch_tokens, model.device)
+    if not batches:
+        raise PrunelensError("expected calibration text with at least one token, found none")
+    num_sequences = sum(len(ids) for ids in batches)
+    outputs: list[Any] = [None] * len(batches)
+    with torch.inference_mode(), dropped(model.anatomy, drop), _eager_experts(model):
+        for block in model.anatomy.blocks:
+            weights = _weights(block, drop)
+            statistics = InputStatistics(Products if step.method == "sparsegpt" else Squares)
+            if weights:
+                for ids, output in zip(batches, outputs, strict=True):
+                    with watched_inputs(weights, statistics.take):
+                        _run_block(model, block, ids, output)
+                    advance(ids.numel())
+            for weight in weights:
+                _replace(weight, step, statistics, num_sequences, found)
+            if block is not model.anatomy.blocks[-1]:
+                for place, ids in enumerate(batches):
+                    outputs[place] = _run_block(model, block, ids, outputs[place])
+                    advance(ids.numel())
+    return found
+
+
+def _weights(block: Block, drop: Drop) -> list[Weight]:
+    """The matrices of what is left of a block."""
+    if block.layer_idx in drop.block:
+        return []
+    gone = {
+        module
+        for part in block.sublayers
+        if block.layer_idx in getattr(drop, part.kind)
+        for core in part.body
+        for module in core.modules()
+    }
+    return [weight for weight in find_weights(block.module, block.name) if weight.module not in gone]
+
+
+def _equal_batches(sequences: Sequence[Sequence[int]], batch_tokens: int, device: torch.device) -> list[Tensor]:
+    """Batches of sequences of one length each, so that nothing is padded."""
+    by_length: dict[int, list[Sequence[int]]] = {}
+    for sequence in sequences:
+        if len(sequence):
+            by_length.setdefault(len(sequence), []).append(sequence)
+    return [
+        torch.tensor([same[index] for index in batch], device=device)
+        for length, same in sorted(by_length.items(), reverse=True)
+        for batch in plan_batches([length] * len(same), batch_tokens)
+    ]
+
+
+def _run_block(model: Model, block: Block, ids: Tensor, output: Any) -> Any:
+    """What one block returns for token ids (B, T), given what the block before it returned."""
+    later = Drop(block=frozenset(range(block.layer_idx + 1, len(model.anatomy.blocks))))
+    with (
+        dropped(model.anatomy, later),
+        replay_from(model.layers, block.layer_idx, output),
+        record_outputs(model.layers, [block.layer_idx]) as recorded,
+    ):
+        run_decoder(decoder_of(model.network), ids)
+    return recorded[block.layer_idx]
+
+
+@contextmanager
+def _eager_experts(model: Model) -> Iterator[None]:
+    """Let mixtures of experts multiply one expert after the other, so that each product can be seen."""
+    network = model.network
+    before = getattr(network.config, "_experts_implementation", None)
+    if before is None or not network._can_set_experts_implementation():
+        yield
+        return
+    network.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        network.set_experts_implementation(before)
+
+
+def _replace(
+    weight: Weight, step: MaskStep, statistics: InputStatistics | None, num_sequences: int, found: Masked
+) -> None:
+    """Put the sparse weight into its module."""
+    pattern = step.pattern
+    stored = weight.tensor.clone()
+    if pattern.group and weight.matrix(0).shape[1] % pattern.group:
+        found.left_dense.append(weight.name)
+    else:
+        for expert in range(weight.num_experts):
+            statistic = statistics.of((weight.name, expert)) if statistics else None
+            if statistics and statistic is None:
+                found.without_tokens.append(_expert_name(weight, expert))
+            new = _sparse(weight.matrix(expert), step, statistic, num_sequences)
+            target = stored[expert] if stored.ndim == 3 else stored
+            target.copy_(new.T if weight.inputs_first else new)
+        set_weight(weight.module, weight.attribute, stored)
+    found.zeros += int((stored == 0).sum())
+    found.total += stored.numel()
+
+
+def _expert_name(weight: Weight, expert: int) -> str:
+    return f"{weight.name}[{expert}]" if weight.tensor.ndim == 3 else weight.name
+
+
+def _sparse(matrix: Tensor, step: MaskStep, statistic: Tensor | None, num_sequences: int) -> Tensor:
+    if statistic is None:
+        return matrix.masked_fill(magnitude_mask(matrix, step.pattern), 0)
+    if step.method == "wanda":
+        return matrix.masked_fill(wanda_mask(matrix, statistic, step.pattern), 0)
+    return sparsegpt_weight(matrix, statistic, num_sequences, step.pattern)
