@@ -69,10 +69,10 @@ def expected(smollm2: Model, trajectories: list[Trajectory]) -> list[dict[str, A
 
 
 def measured(model: Model, trajectories: list[Trajectory]) -> dict[str, torch.Tensor]:
-    from prunelens.pruning.importance import resolve
+    from prunelens.pruning.apply import apply
     from prunelens.pruning.recipe import parse_recipe
 
-    states, own = forced_states(model, trajectories, [resolve(parse_recipe(RECIPE), model, None)])
+    states, own = forced_states(model, trajectories, [apply(parse_recipe(RECIPE), model).drop])
     tokens = torch.tensor([token for trajectory in trajectories for token in trajectory.token_ids])
     return stream_pairs(states, model.head, [Pair(own, model.head)], tokens, 1.0)[0]
 

@@ -7,7 +7,8 @@ import oracle
 from conftest import tiny_model
 from prunelens.errors import PrunelensError
 from prunelens.models.surgery import Drop
-from prunelens.pruning.importance import Ranking, rank_redundancy, resolve
+from prunelens.pruning.apply import apply
+from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
 
 SEQUENCES = [[5, 9, 33, 71, 8], [4, 90], [17, 3, 3, 60, 61, 62, 88, 12], [20]]
@@ -53,7 +54,7 @@ SCORES = {
     ],
 )
 def test_resolve(recipe: str, attention: list[int], mlp: list[int], block: list[int]) -> None:
-    found = resolve(parse_recipe(recipe), tiny_model(), Ranking(SCORES, 1))
+    found = apply(parse_recipe(recipe), tiny_model(), ranking=Ranking(SCORES, 1)).drop
     assert found == Drop(frozenset(attention), frozenset(mlp), frozenset(block))
 
 
@@ -74,4 +75,4 @@ def test_resolve(recipe: str, attention: list[int], mlp: list[int], block: list[
 )
 def test_parts_that_are_not_there_are_refused(recipe: str) -> None:
     with pytest.raises(PrunelensError):
-        resolve(parse_recipe(recipe), tiny_model(), Ranking(SCORES, 1))
+        apply(parse_recipe(recipe), tiny_model(), ranking=Ranking(SCORES, 1))

@@ -95,7 +95,7 @@ def test_sparsegpt_changes_the_outputs_least(asked: mask_oracle.Pattern) -> None
     errors = {
         name: mask_oracle.reconstruction_error(weight.numpy(), new.numpy(), sequences) for name, new in news.items()
     }
-    assert errors["sparsegpt"] < errors["wanda"] < errors["magnitude"]
+    assert errors["sparsegpt"] < min(errors["wanda"], errors["magnitude"])
 
 
 def test_inputs_that_are_no_numbers_are_refused() -> None:

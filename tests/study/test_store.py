@@ -168,22 +168,6 @@ def test_every_statistic_has_a_unit_and_a_column() -> None:
 # --- whole or not at all -----------------------------------------------------------------------------------
 
 
-class StoppedError(Exception):
-    """Any fault in the middle of writing."""
-
-
-def test_the_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "run"
-    with new_folder(target) as temporary:
-        assert temporary.is_dir()
-        assert temporary.parent == target.parent
-        assert not target.exists()
-        (temporary / "run.json").write_text("{}")
-    assert [path.name for path in target.parent.iterdir()] == ["run"]
-    assert (target / "run.json").read_text() == "{}"
-    assert target.stat().st_mode & 0o777 == 0o755
-
-
 def test_an_earlier_run_is_replaced_whole(tmp_path: Path) -> None:
     target = store(tmp_path / "run")
     (target / "extra.txt").write_text("of the earlier run")
@@ -219,83 +203,7 @@ def test_a_link_to_a_run_leaves_that_run_alone(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"first", "latest"}
 
 
-def store_until(target: Path, fault: BaseException) -> None:
-    with new_folder(target) as temporary:
-        write_run(run(3), temporary)
-        raise fault
-
-
-@pytest.mark.parametrize("earlier", [False, True])
-@pytest.mark.parametrize("fault", [StoppedError("bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "no space")])
-def test_a_fault_while_writing_leaves_everything_as_it_was(tmp_path: Path, earlier: bool, fault: BaseException) -> None:
-    target = tmp_path / "a" / "run"
-    if earlier:
-        store(target)
-    before = tree(tmp_path)
-    expected = PrunelensError if isinstance(fault, OSError) else type(fault)
-    with pytest.raises(expected):
-        store_until(target, fault)
-    assert tree(tmp_path) == before
-
-
-def failing(nth: int, fault: BaseException, lasting: bool = False) -> Callable[..., None]:
-    """os.rename that fails on its nth call, or on every call from then on."""
-    rename, calls = os.rename, 0
-
-    def sometimes(source: Any, target: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == nth or (lasting and calls > nth):
-            raise fault
-        rename(source, target)
-
-    return sometimes
-
-
-@pytest.mark.parametrize(
-    ("nth", "fault"),
-    [
-        (1, OSError(errno.EACCES, "no rights")),
-        (2, OSError(errno.ENOSPC, "no space")),
-        (1, KeyboardInterrupt()),
-        pytest.param(2, KeyboardInterrupt()),
-    ],
-)
-def test_an_earlier_run_survives_a_swap_that_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int, fault: BaseException
-) -> None:
-    target = store(tmp_path / "run")
-    before = tree(tmp_path)
-    monkeypatch.setattr(os, "rename", failing(nth, fault))
-    with pytest.raises((PrunelensError, KeyboardInterrupt)), new_folder(target) as temporary:
-        write_run(run(3), temporary)
-    assert tree(tmp_path) == before
-
-
-def test_an_earlier_run_is_never_deleted_before_the_new_one_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When it cannot even be put back, it must at least be found beside its place."""
-    target = store(tmp_path / "run")
-    earlier = (target / "run.json").read_bytes(), (target / "steps.parquet").read_bytes()
-    monkeypatch.setattr(os, "rename", failing(2, OSError(errno.EIO, "disk gone"), lasting=True))
-    with pytest.raises(PrunelensError), new_folder(target) as temporary:
-        write_run(run(3), temporary)
-    kept = [path.parent for path in tmp_path.rglob("run.json")]
-    assert earlier in [((path / "run.json").read_bytes(), (path / "steps.parquet").read_bytes()) for path in kept]
-
-
 # --- where a run may go ------------------------------------------------------------------------------------
-
-
-def holds_a_file(path: Path) -> None:
-    path.mkdir()
-    (path / "thesis.txt").touch()
-
-
-def holds_a_hidden_file(path: Path) -> None:
-    path.mkdir()
-    (path / ".git").touch()
 
 
 def holds_another_json(path: Path) -> None:
@@ -311,8 +219,6 @@ def holds_a_list(path: Path) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        holds_a_file,
-        holds_a_hidden_file,
         holds_another_json,
         holds_a_list,
         lambda path: path.write_text("a file"),
@@ -329,48 +235,6 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path, make: Callable[[Path], A
         check(target)
     assert {path: path.lstat().st_mtime_ns for path in (tmp_path, target)} == before
     assert list(tmp_path.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("name", ["run", "a/b/run", "with space/ä"])
-def test_a_probe_leaves_no_trace(tmp_path: Path, name: str) -> None:
-    probe_target(tmp_path / name)
-    assert list(tmp_path.iterdir()) == []
-    store(tmp_path / name)
-    before = tree(tmp_path)
-    probe_target(tmp_path / name)
-    assert tree(tmp_path) == before
-
-
-@pytest.mark.parametrize("check", [probe_target, store])
-@pytest.mark.parametrize("name", ["file/run", "file/a/run", "n" * 300])
-def test_a_place_that_cannot_be_is_refused(tmp_path: Path, check: Callable[..., Any], name: str) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(PrunelensError, match=r"cannot be written to .*choose a folder"):
-        check(tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize("check", [probe_target, store])
-def test_a_folder_without_rights_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Callable[..., Any]
-) -> None:
-    def denied(*args: Any, **kwargs: Any) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr("tempfile.mkdtemp", denied)
-    with pytest.raises(PrunelensError, match=r"Permission denied.*choose a folder"):
-        check(tmp_path / "a" / "b" / "run")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_output_that_cannot_be_looked_into_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(self: Path) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(self))
-
-    (tmp_path / "run").mkdir()
-    monkeypatch.setattr(Path, "iterdir", denied)
-    with pytest.raises(PrunelensError, match="Permission denied"):
-        probe_target(tmp_path / "run")
 
 
 def test_the_current_folder_is_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,19 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
+def equal_batches(sequences: Sequence[Sequence[int]], batch_tokens: int) -> list[list[Sequence[int]]]:
+    """Batches of sequences of one length each, so that nothing is padded; the longest first, empty ones left out."""
+    by_length: dict[int, list[Sequence[int]]] = {}
+    for sequence in sequences:
+        if len(sequence):
+            by_length.setdefault(len(sequence), []).append(sequence)
+    return [
+        [same[index] for index in batch]
+        for length, same in sorted(by_length.items(), reverse=True)
+        for batch in plan_batches([length] * len(same), batch_tokens)
+    ]
+
+
 def pad_right(
     sequences: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int64[Tensor, "B T"], Int64[Tensor, " B"]]:

@@ -4,7 +4,7 @@ The score is REAP's (router-weighted expert activation pruning): the mean, over 
 expert, of the weight the token gives it times the Euclidean norm of what the expert makes of the token.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
 from prunelens.errors import PrunelensError
-from prunelens.models.batches import pad_right, plan_batches
+from prunelens.models.batches import equal_batches, pad_right
 from prunelens.models.experts import Mixture, Routed, check_kept, find_mixtures, routed
 from prunelens.models.loading import Model
 from prunelens.models.taps import decoder_of, run_decoder
@@ -65,7 +65,7 @@ def score_experts(
     ]
     try:
         with torch.inference_mode():
-            for batch in _equal_batches(sequences, batch_tokens):
+            for batch in equal_batches(sequences, batch_tokens):
                 run_decoder(decoder_of(model.network), pad_right(batch, model.device)[0])
                 advance(sum(map(len, batch)))
     finally:
@@ -120,16 +120,6 @@ def _lowest(values: Sequence[float], group: int, size: int, count: int) -> list[
     """The `count` experts of a group with the lowest values, the higher index first among equals."""
     experts = range(group * size, (group + 1) * size)
     return sorted(experts, key=lambda expert: (values[expert], -expert))[:count]
-
-
-def _equal_batches(sequences: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[Sequence[int]]]:
-    """Batches of sequences of one length each, the longest first."""
-    by_length: dict[int, list[Sequence[int]]] = {}
-    for sequence in sequences:
-        by_length.setdefault(len(sequence), []).append(sequence)
-    for length, group in sorted(by_length.items(), reverse=True):
-        for batch in plan_batches([length] * len(group), batch_tokens):
-            yield [group[index] for index in batch]
 
 
 def _adder(total: Tensor, counts: Tensor) -> Callable[..., None]:

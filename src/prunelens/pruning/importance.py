@@ -16,7 +16,8 @@ from prunelens.models.loading import Model
 from prunelens.models.streams import BlockPass, watched_blocks
 from prunelens.models.surgery import Drop
 from prunelens.models.taps import decoder_of, run_decoder
-from prunelens.pruning.recipe import Recipe, Step
+from prunelens.pruning.recipe import Recipe
+from prunelens.pruning.steps import Step
 
 Key = tuple[str, int]
 """(kind, layer_idx) with kind attention, mlp or block."""
@@ -87,24 +88,23 @@ def _cosine_sum(before: Tensor, after: Tensor, real: Tensor) -> float:
     return float(cosines[real.to(cosines.device)].sum())
 
 
-def resolve(recipe: Recipe, model: Model, ranking: Ranking | None) -> Drop:
-    """Turn a recipe into the parts to drop, step by step on what is left.
+def choose(step: Step, model: Model, ranking: Ranking | None, drop: Drop) -> Drop:
+    """The parts that a step takes out of what is left: those it names, or the most redundant.
 
     Args:
-        recipe: what to take out.
-        model: the dense model it refers to.
-        ranking: its scores; needed when the recipe gives a count.
+        step: what to take out.
+        model: the model it refers to.
+        ranking: its scores; needed when the step gives a count.
+        drop: what is out already.
 
     Raises:
-        PrunelensError: as `check_parts`, or too few parts left for a count.
+        PrunelensError: too few parts are left for a count.
     """
-    check_parts(recipe, model)
-    drop = Drop()
-    for step in recipe.steps:
-        chosen = step.parts if step.at is not None else _ranked(step, model, ranking, drop)
-        for kind, layer_idx in chosen:
-            drop |= Drop(**{kind: frozenset([layer_idx])})
-    return drop
+    chosen = step.parts if step.at is not None else _ranked(step, model, ranking, drop)
+    found = Drop()
+    for kind, layer_idx in chosen:
+        found |= Drop(**{kind: frozenset([layer_idx])})
+    return found
 
 
 def check_parts(recipe: Recipe, model: Model) -> None:
@@ -115,7 +115,7 @@ def check_parts(recipe: Recipe, model: Model) -> None:
     """
     named: set[Key] = set()
     counted: dict[tuple[str, ...], int] = {}
-    for step in recipe.steps:
+    for step in recipe.drops:
         for kind, layer_idx in step.parts:
             if layer_idx not in _layers(kind, model):
                 raise PrunelensError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunelens.errors import PrunelensError
 from prunelens.models.anatomy import Block
-from prunelens.models.batches import plan_batches
+from prunelens.models.batches import equal_batches
 from prunelens.models.loading import Model
 from prunelens.models.surgery import NOTHING, Drop, dropped
 from prunelens.models.taps import decoder_of, record_outputs, replay_from, run_decoder
@@ -91,7 +91,7 @@ def mask_weights(
             for weight in _weights(block, drop):
                 _replace(weight, step, None, 0, found)
         return found
-    batches = _equal_batches(sequences, batch_tokens, model.device)
+    batches = [torch.tensor(batch, device=model.device) for batch in equal_batches(sequences, batch_tokens)]
     if not batches:
         raise PrunelensError("expected calibration text with at least one token, found none")
     num_sequences = sum(len(ids) for ids in batches)
@@ -126,19 +126,6 @@ def _weights(block: Block, drop: Drop) -> list[Weight]:
         for module in core.modules()
     }
     return [weight for weight in find_weights(block.module, block.name) if weight.module not in gone]
-
-
-def _equal_batches(sequences: Sequence[Sequence[int]], batch_tokens: int, device: torch.device) -> list[Tensor]:
-    """Batches of sequences of one length each, so that nothing is padded."""
-    by_length: dict[int, list[Sequence[int]]] = {}
-    for sequence in sequences:
-        if len(sequence):
-            by_length.setdefault(len(sequence), []).append(sequence)
-    return [
-        torch.tensor([same[index] for index in batch], device=device)
-        for length, same in sorted(by_length.items(), reverse=True)
-        for batch in plan_batches([length] * len(same), batch_tokens)
-    ]
 
 
 def _run_block(model: Model, block: Block, ids: Tensor, output: Any) -> Any:

@@ -7,35 +7,37 @@ from pathlib import Path
 
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, load
-from prunelens.models.surgery import NOTHING, Drop, num_parameters
+from prunelens.models.surgery import num_parameters
 from prunelens.models.variant import Variant
-from prunelens.pruning.importance import Ranking, check_parts, resolve
+from prunelens.pruning.apply import Pruned, apply, check_recipe
+from prunelens.pruning.importance import Ranking
 from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
+from prunelens.study.settings import Reporter
 
 Compressible = str | Path | Recipe | Model
 
 
 @dataclass
 class Candidate:
-    """A compressed model: `recipe` and then `drop` for parts taken out of the dense one, else `model`."""
+    """A compressed model: a recipe on the dense one, `pruned` once it was applied, or a model."""
 
     label: str
     recipe: Recipe | None = None
     model: Model | None = None
-    drop: Drop = NOTHING
-
-    def network(self, dense: Model) -> Model:
-        """The model whose weights are used."""
-        return self.model or dense
+    pruned: Pruned | None = None
 
     def variant(self, dense: Model) -> Variant:
         """The compressed model as the traces see it."""
-        return Variant(self.network(dense), self.drop)
+        if self.pruned is not None:
+            return self.pruned.variant
+        return Variant(self.model or dense)
 
     def num_parameters(self, dense: Model) -> int:
         """Parameters that are read."""
-        model = self.network(dense)
-        return num_parameters(model.network, model.anatomy, self.drop)
+        if self.pruned is not None:
+            return self.pruned.num_parameters
+        model = self.model or dense
+        return num_parameters(model.network, model.anatomy)
 
 
 def open_candidates(dense: Model, compressed: Sequence[Compressible]) -> list[Candidate]:
@@ -49,7 +51,7 @@ def open_candidates(dense: Model, compressed: Sequence[Compressible]) -> list[Ca
     recipes = parse_candidates(compressed)
     for recipe in recipes:
         if recipe is not None:
-            check_parts(recipe, dense)
+            check_recipe(recipe, dense)
     for item, recipe in zip(compressed, recipes, strict=True):
         found.append(Candidate(str(recipe), recipe) if recipe else _open_model(item, dense))
     return found
@@ -79,11 +81,18 @@ def _label(item: Compressible, recipe: Recipe | None) -> str:
     return "./dense" if name == "dense" else name
 
 
-def resolve_candidates(candidates: Sequence[Candidate], dense: Model, ranking: Ranking | None) -> None:
-    """Turn every recipe into the parts it drops."""
+def apply_recipes(
+    candidates: Sequence[Candidate],
+    dense: Model,
+    texts: Sequence[Sequence[int]],
+    ranking: Ranking | None,
+    reporter: Reporter,
+    seed: int,
+) -> None:
+    """Make every compressed model that is given as a recipe."""
     for candidate in candidates:
         if candidate.recipe is not None:
-            candidate.drop = resolve(candidate.recipe, dense, ranking)
+            candidate.pruned = apply(candidate.recipe, dense, texts, ranking, reporter, seed)
 
 
 def _recipe(item: Compressible) -> Recipe | None:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from prunelens.models.loading import Model
+from prunelens.pruning.apply import Pruned
 from prunelens.pruning.importance import Ranking
 from prunelens.study.candidates import Candidate
 from prunelens.study.schemas import STAT_COLUMNS
@@ -28,6 +29,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """The content of run.json, but for the summary."""
     models = [dense, *[candidate.model for candidate in candidates if candidate.model]]
+    made = [(candidate.label, candidate.pruned) for candidate in candidates if candidate.pruned]
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -38,7 +40,8 @@ def describe_run(
         "settings": asdict(settings),
         "units": STAT_COLUMNS,
         "nulls": _nulls(tables, prompts),
-        "notes": [note for model in models for note in model.notes],
+        "notes": [note for model in models for note in model.notes]
+        + [note if label in note else f"{label}: {note}" for label, pruned in made for note in pruned.notes],
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "versions": {name: version(name) for name in ("prunelens", "torch", "transformers", "numpy")},
     }
@@ -60,11 +63,24 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 def _describe_candidate(candidate: Candidate, dense: Model) -> dict[str, Any]:
     found: dict[str, Any] = {"label": candidate.label, "parameters": candidate.num_parameters(dense)}
-    if candidate.recipe is not None:
-        dropped = {kind: sorted(layers) for kind, layers in vars(candidate.drop).items() if layers}
-        return found | {"recipe": str(candidate.recipe), "dropped": dropped}
+    if candidate.pruned is not None:
+        return found | {"recipe": str(candidate.recipe)} | describe_pruned(candidate.pruned)
     assert candidate.model is not None
     return found | describe_model(candidate.model)
+
+
+def describe_pruned(pruned: Pruned) -> dict[str, Any]:
+    """What a recipe did to the model."""
+    found: dict[str, Any] = {
+        "dropped": {kind: sorted(layers) for kind, layers in vars(pruned.drop).items() if layers},
+    }
+    if pruned.experts:
+        found["dropped"]["experts"] = {str(layer): list(experts) for layer, experts in pruned.experts.items()}
+    if pruned.masked is not None:
+        found["masked"] = {"zeros": pruned.masked.zeros, "total": pruned.masked.total}
+    if pruned.quantized is not None:
+        found["quantized"] = pruned.quantized
+    return found | {"notes": list(pruned.notes)}
 
 
 def _describe_ranking(ranking: Ranking | None, calibration: str | None) -> dict[str, Any] | None:

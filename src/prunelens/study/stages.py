@@ -13,7 +13,7 @@ from prunelens.models.loading import Model
 from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.spaces.head import Pair, stream_pairs
 from prunelens.spaces.survival import common_prefix
-from prunelens.study.candidates import Candidate, resolve_candidates
+from prunelens.study.candidates import Candidate, apply_recipes
 from prunelens.study.inside import Inside
 from prunelens.study.layer_tables import noise_summary
 from prunelens.study.record import describe_run
@@ -62,8 +62,10 @@ class Stages:
         with self._clock("dense writes"):
             greedy, sampled = self._write_dense()
         with self._clock("ranking"):
-            ranking = self._rank(calibration, greedy)
-        resolve_candidates(self.candidates, self.dense, ranking)
+            texts = calibration or self._own_texts(greedy)
+            ranking = self._rank(texts)
+        with self._clock("compressing"):
+            apply_recipes(self.candidates, self.dense, texts, ranking, self.reporter, self.settings.seed)
         trajectories = self._trajectories(greedy, [draw.continuation for draw in sampled])
         with self._clock("reading"):
             states = self._read(trajectories)
@@ -110,15 +112,15 @@ class Stages:
     def _writing(self, stage: str) -> Advance:
         return self.reporter(stage, 2 * len(self.prompts) * self.settings.max_new_tokens)
 
-    def _rank(self, calibration: list[list[int]] | None, greedy: list[Continuation]) -> Ranking | None:
+    def _own_texts(self, greedy: list[Continuation]) -> list[list[int]]:
+        """The dense model's own texts, which calibrate where nothing else was given."""
+        pairs = zip(self.prompts, greedy, strict=True)
+        return [[*prompt.token_ids, *continuation.token_ids] for prompt, continuation in pairs]
+
+    def _rank(self, texts: list[list[int]]) -> Ranking | None:
         counted = any(candidate.recipe and candidate.recipe.needs_ranking for candidate in self.candidates)
         if not counted and not self.settings.attribute:
             return None
-        own = [
-            [*prompt.token_ids, *continuation.token_ids]
-            for prompt, continuation in zip(self.prompts, greedy, strict=True)
-        ]
-        texts = calibration or own
         advance = self.reporter("ranking sublayers", sum(map(len, texts)))
         return rank_redundancy(self.dense, texts, advance=advance)
 
@@ -132,20 +134,20 @@ class Stages:
     def _read(self, trajectories: list[Trajectory]) -> list[Tensor]:
         """States of the dense model and then of each candidate, (T, d) each."""
         total = sum(len(trajectory.read_ids) for trajectory in trajectories)
-        recipes = [candidate for candidate in self.candidates if candidate.model is None]
-        drops = [candidate.drop for candidate in recipes]
+        variants = {candidate.label: candidate.variant(self.dense) for candidate in self.candidates}
+        drops = {label: variant.drop for label, variant in variants.items() if variant.model is self.dense}
         advance = self.reporter("dense and dropped models read", total)
-        states, *dropped_states = forced_states(self.dense, trajectories, drops, advance=advance)
-        by_label = dict(zip([candidate.label for candidate in recipes], dropped_states, strict=True))
-        for candidate in self.candidates:
-            if candidate.model is not None:
-                advance = self.reporter(f"{candidate.label} reads", total)
-                by_label[candidate.label] = forced_states(candidate.model, trajectories, advance=advance)[0]
-        return [states, *[by_label[candidate.label] for candidate in self.candidates]]
+        states, *dropped_states = forced_states(self.dense, trajectories, list(drops.values()), advance=advance)
+        by_label = dict(zip(drops, dropped_states, strict=True))
+        for label, variant in variants.items():
+            if label not in drops:
+                advance = self.reporter(f"{label} reads", total)
+                by_label[label] = forced_states(variant.model, trajectories, advance=advance)[0]
+        return [states, *[by_label[label] for label in variants]]
 
     def _pairs(self, states: Sequence[Tensor]) -> list[Pair]:
         return [
-            Pair(own, candidate.network(self.dense).head)
+            Pair(own, candidate.variant(self.dense).model.head)
             for own, candidate in zip(states, self.candidates, strict=True)
         ]
 
@@ -228,7 +230,7 @@ class Stages:
             parted.append(common_prefix(dense.token_ids, own.token_ids, self.settings.max_new_tokens))
         token_ids = torch.tensor([token for trajectory in trajectories for token in trajectory.token_ids])
         advance = self.reporter(f"comparing {candidate.label} in free running", len(token_ids))
-        pair = Pair(torch.cat(right), candidate.network(self.dense).head)
+        pair = Pair(torch.cat(right), candidate.variant(self.dense).model.head)
         stats = self._stream(torch.cat(left), [pair], token_ids, advance)[0]
         rows = steps_rows(candidate.label, self.prompts, trajectories, stats, parted=parted)
         self.parts["steps"].append(rows)

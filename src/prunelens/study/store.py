@@ -1,9 +1,6 @@
 """A run on disk: Parquet files and one run.json, whole or not at all."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prunelens.errors import PrunelensError
+from prunelens.models import folders
 from prunelens.models.cache import write_whole
 from prunelens.study.schemas import SCHEMAS
 
@@ -52,23 +50,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     Raises:
         PrunelensError: `target` exists and is not a run, or there are no rights or no space.
     """
-    check_target(target)
-    target = Path(os.path.abspath(target))
-    temporary: Path | None = None
-    made: list[Path] = []
-    try:
-        made = _make_parents(target)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    with folders.new_folder(target, _is_run, "run") as temporary:
         yield temporary
-        temporary.chmod(0o755)
-        _swap(temporary, target)
-        made = []
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        _remove(made)
 
 
 def probe_target(target: Path) -> None:
@@ -77,44 +60,7 @@ def probe_target(target: Path) -> None:
     Raises:
         PrunelensError: `target` exists and is not a run, or there are no rights there.
     """
-    check_target(target)
-    target = Path(os.path.abspath(target))
-    made: list[Path] = []
-    try:
-        made = _make_parents(target)
-        Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")).rmdir()
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    finally:
-        _remove(made)
-
-
-def _make_parents(target: Path) -> list[Path]:
-    """Make the folders above `target`; returns those that were missing, the deepest first."""
-    missing = [parent for parent in target.parents if not parent.exists()]
-    made: list[Path] = []
-    try:
-        for parent in reversed(missing):
-            parent.mkdir()
-            made.insert(0, parent)
-    except OSError:
-        _remove(made)
-        raise
-    return made
-
-
-def _remove(folders: list[Path]) -> None:
-    """Remove empty folders, the deepest first; one that others have filled meanwhile stays."""
-    for folder in folders:
-        if not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _unwritable(target: Path, error: OSError) -> PrunelensError:
-    return PrunelensError(
-        f"the run cannot be written to {target} ({error.strerror or error}); free space, or choose a folder you "
-        "may write to"
-    )
+    folders.probe_target(target, _is_run, "run")
 
 
 def check_target(target: Path) -> None:
@@ -123,16 +69,7 @@ def check_target(target: Path) -> None:
     Raises:
         PrunelensError: as said.
     """
-    if not os.path.lexists(target):
-        return
-    try:
-        empty = target.is_dir() and not any(target.iterdir())
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    if not empty and not _is_run(target):
-        raise PrunelensError(
-            f"expected a new folder or an earlier run as output, found {target}, which is neither; name another"
-        )
+    folders.check_target(target, _is_run, "run")
 
 
 def _is_run(folder: Path) -> bool:
@@ -140,23 +77,6 @@ def _is_run(folder: Path) -> bool:
         return json.loads((folder / "run.json").read_text(encoding="utf-8")).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def _swap(temporary: Path, target: Path) -> None:
-    if not target.exists():
-        os.rename(temporary, target)
-        return
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-    earlier = aside / "earlier"
-    try:
-        os.rename(target, earlier)
-        os.rename(temporary, target)
-    except BaseException:
-        if earlier.exists():
-            os.rename(earlier, target)  # if even this fails, the earlier run is kept beside its place
-        aside.rmdir()
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_run(run: Run, folder: Path) -> None:
@@ -177,7 +97,7 @@ def replace_page(folder: Path, page: str) -> Path:
     try:
         write_whole(path, page)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise folders.unwritable(path, error, "run") from error
     return path
 
 

@@ -1,0 +1,249 @@
+"""Save a model without some of its parts as a checkpoint that plain transformers opens, and prove it by opening it.
+
+Whole blocks are cut out and the later ones renumbered. Single sublayers stay in place with zeroed output projections,
+and config.json names them so that they can be removed on loading. What cannot be said in a family's settings is
+refused before anything is written, and nothing is left behind that does not compute what the model computes.
+"""
+
+import copy
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunelens.errors import PrunelensError
+from prunelens.models import folders, nemotron_nas
+from prunelens.models.cutting import check_blocks, check_cache, clean_config, cut_config, skeleton
+from prunelens.models.loading import Model, _quiet
+from prunelens.models.record import KEY, record_of, recorded_drop
+from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
+from prunelens.models.surgery import NOTHING, Drop, dropped
+from prunelens.models.zeroing import silencing_weights
+
+LAYOUTS = ("transformers", nemotron_nas.MODEL_TYPE)
+NUM_STEPS = 3
+"""How often `advance` is called: the model is laid out, written, and opened again."""
+WHAT = "checkpoint"
+CONFIG = "config.json"
+
+Finish = Callable[[Path, Path], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint on disk.
+
+    Attributes:
+        folder: where it is.
+        parameters: numbers in its weights before `finish`, tied ones once, zeroed ones included.
+        num_bytes: size of the weight files.
+        max_difference: largest difference of a logit between the model and the checkpoint; 0.0 is expected.
+    """
+
+    folder: Path
+    parameters: int
+    num_bytes: int
+    max_difference: float
+
+
+def export(
+    model: Model,
+    target: Path,
+    drop: Drop = NOTHING,
+    experts: Mapping[int, Sequence[int]] = MappingProxyType({}),
+    finish: Finish | None = None,
+    layout: str = "transformers",
+    card: str = "",
+    recipe: str = "",
+    advance: Callable[[int], None] = lambda steps: None,
+) -> Exported:
+    """Save `model` without the parts in `drop` and `experts`; the model itself stays as it is.
+
+    Args:
+        model: an open model with weights in memory; what `experts` leaves out is masked in it already.
+        target: a new or empty folder, or an earlier checkpoint of this program, which is replaced.
+        drop: whole blocks, cut out, and sublayers, zeroed.
+        experts: for each layer with experts, those that go.
+        finish: makes the final weights: called with the folder of the plain checkpoint and an empty one to fill.
+        layout: `transformers`, or `nemotron-nas`, which leaves dropped sublayers out instead of zeroing them.
+        card: text of README.md; none if empty.
+        recipe: what config.json says about how it was made.
+        advance: called with 1 when one of `NUM_STEPS` steps is finished.
+
+    Returns:
+        Where it is and how large; with `finish`, `max_difference` is what that changed.
+
+    Raises:
+        PrunelensError: the parts are not there, the family cannot express the cut, no rights, no space, or the
+            checkpoint does not compute what the model computes.
+    """
+    drop = drop | recorded_drop(model.network.config)
+    _check_asked(model, drop, finish, layout)
+    folders.check_target(target, is_export, WHAT)
+    with _quiet():
+        network = _laid_out(model, drop, experts, recipe)
+        if layout == nemotron_nas.MODEL_TYPE:
+            nemotron_nas.check(network.config)
+            finish = nemotron_nas.convert
+        with dropped(model.anatomy, drop):
+            expected = logits_of(model.network, model)
+        advance(1)
+        with folders.new_folder(target, is_export, WHAT) as temporary:
+            _write(network, model.tokenizer, temporary, finish, card)
+            advance(1)
+            if layout == nemotron_nas.MODEL_TYPE:
+                again = nemotron_nas.read_back(temporary, type(model.network), network.config)
+                found = logits_of(again.to(model.device), model)
+            else:
+                found = logits_on_reopening(temporary, model, finish is not None)
+            difference = checked_difference(expected, found, model.dtype, finish is None or layout != LAYOUTS[0])
+            num_bytes = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))
+    advance(1)
+    left_out = nemotron_nas.left_out if layout == nemotron_nas.MODEL_TYPE else lambda name, config: False
+    weights = [weight for name, weight in network.named_parameters() if not left_out(name, network.config)]
+    return Exported(target, sum(weight.numel() for weight in weights), num_bytes, difference)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is a checkpoint that this program has written."""
+    try:
+        return isinstance(json.loads((folder / CONFIG).read_text(encoding="utf-8"))[KEY], dict)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def _check_asked(model: Model, drop: Drop, finish: Finish | None, layout: str) -> None:
+    if layout not in LAYOUTS:
+        raise PrunelensError(f"expected a layout of {', '.join(LAYOUTS)}, found {layout!r}")
+    if finish is not None and layout != LAYOUTS[0]:
+        raise PrunelensError(f"a checkpoint in the layout {layout} cannot be quantised; leave one of the two out")
+    blocks = model.anatomy.blocks
+    absent = sorted(drop.block - set(range(len(blocks))))
+    for kind in ("attention", "mlp"):
+        absent += sorted(getattr(drop, kind) - {part.layer_idx for part in model.anatomy.sublayers(kind)})
+    if absent:
+        raise PrunelensError(
+            f"expected parts of the {len(blocks)} layers of {model.name} to drop, found no such part in layer "
+            f"{absent[0]}; `prunelens inspect` lists them"
+        )
+    if len(drop.block) == len(blocks):
+        raise PrunelensError(f"expected at least one block of {model.name} to stay, found all {len(blocks)} dropped")
+    if getattr(model.network.config, "quantization_config", None) is not None:
+        raise PrunelensError(f"expected whole weights, found that {model.name} is quantised; name the dense model")
+
+
+def _laid_out(model: Model, drop: Drop, experts: Mapping[int, Sequence[int]], recipe: str) -> Any:
+    """A network of the same class with what stays, sharing its weights with the model."""
+    config = clean_config(model.network.config)
+    state = _whole_state(model, config)
+    for name in silencing_weights(model, drop):
+        state[name] = torch.zeros_like(state[name])
+    if experts:
+        from prunelens.models.experts import find_mixtures, sliced_experts
+
+        cut = (drop.block & find_mixtures(model).keys()) - experts.keys()  # all must lose equally many, these too
+        some = next(iter(experts.values()))
+        sliced_experts(model, config, state, {**experts, **dict.fromkeys(cut, some)})
+    whole = skeleton(model.network, config)
+    kept = [block.layer_idx for block in model.anatomy.blocks if block.layer_idx not in drop.block]
+    prefix = model.anatomy.blocks[0].name.rpartition(".")[0]
+    network = whole
+    if drop.block:
+        config = cut_config(whole.config, kept)
+        check_cache(whole.config, config)
+        network = skeleton(model.network, config)
+        before, after = (list(one.get_submodule(prefix).children()) for one in (whole, network))
+        check_blocks(before, after, kept, config)
+        state = _renumbered(state, prefix, kept)
+    _fill(network, state, model.name)
+    attention, mlp = (frozenset(kept.index(old) for old in kinds - drop.block) for kinds in (drop.attention, drop.mlp))
+    setattr(network.config, KEY, record_of(Drop(attention, mlp), recipe))
+    network.generation_config = _generation(model.network)
+    return network
+
+
+def _whole_state(model: Model, config: Any) -> dict[str, Tensor]:
+    """The tensors of the network by name; those that a removed sublayer has let go are zeros again."""
+    state = dict(model.network.state_dict())
+    if any(tensor.is_meta for tensor in state.values()):
+        raise PrunelensError(
+            f"{model.name} is offloaded, and a checkpoint can be written only of weights that are in memory whole; "
+            "choose a smaller --dtype or a larger device"
+        )
+    gone = [name for name, tensor in state.items() if not tensor.numel()]
+    if gone:
+        shapes = skeleton(model.network, config).state_dict()
+        state |= {name: state[name].new_zeros(shapes[name].shape) for name in gone}
+    return state
+
+
+def _renumbered(state: dict[str, Tensor], prefix: str, kept: Sequence[int]) -> dict[str, Tensor]:
+    places = {old: new for new, old in enumerate(kept)}
+    layer = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
+    renumbered: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        match = layer.match(name)
+        if match is None:
+            renumbered[name] = tensor
+        elif int(match[1]) in places:
+            renumbered[f"{prefix}.{places[int(match[1])]}.{name[match.end() :]}"] = tensor
+    return renumbered
+
+
+def _fill(network: Any, state: dict[str, Tensor], name: str) -> None:
+    try:
+        network.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise PrunelensError(
+            f"the weights of {name} do not fit the configuration of the checkpoint ({reason}); drop other parts"
+        ) from error
+    network.requires_grad_(False)
+    network.tie_weights()
+
+
+def _generation(network: Any) -> Any:
+    """The settings for generating, mended where they would be refused on saving."""
+    settings = copy.deepcopy(network.generation_config)
+    try:
+        settings.validate(strict=True)
+    except ValueError:  # such as a temperature without sampling
+        settings.do_sample = True
+    return settings
+
+
+def _write(network: Any, tokenizer: Any, folder: Path, finish: Finish | None, card: str) -> None:
+    """Write everything below `folder`; its config.json appears last."""
+    parts = folder / "parts"
+    plain = parts if finish is None else folder / "plain"
+    plain.mkdir()
+    if tokenizer is not None:
+        tokenizer.save_pretrained(plain)
+    if card:
+        (plain / "README.md").write_text(card, encoding="utf-8")
+    network.save_pretrained(plain)
+    if finish is not None:
+        parts.mkdir()
+        finish(plain, parts)
+        _complete(plain, parts)
+        shutil.rmtree(plain)
+    for path in sorted(parts.iterdir(), key=lambda path: path.name == CONFIG):
+        path.rename(folder / path.name)
+    parts.rmdir()
+
+
+def _complete(plain: Path, parts: Path) -> None:
+    """Add what `finish` has not made: tokenizer, card, and the record in config.json."""
+    for path in plain.iterdir():
+        if ".safetensors" not in path.name and not (parts / path.name).exists():
+            shutil.copy(path, parts / path.name)
+    record = json.loads((plain / CONFIG).read_text(encoding="utf-8"))[KEY]
+    config = json.loads((parts / CONFIG).read_text(encoding="utf-8"))
+    (parts / CONFIG).write_text(json.dumps(config | {KEY: record}, indent=2) + "\n", encoding="utf-8")

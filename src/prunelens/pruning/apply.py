@@ -1,0 +1,171 @@
+"""Apply a recipe to a model: its steps from left to right, each on the model as changed so far."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+from prunelens.models.experts import find_mixtures, mask_experts, num_dropped_parameters
+from prunelens.models.loading import Model
+from prunelens.models.surgery import NOTHING, Drop, dropped, num_parameters, remove
+from prunelens.models.twin import twin_of
+from prunelens.models.variant import Variant
+from prunelens.pruning.expert_scores import choose_experts, score_experts
+from prunelens.pruning.importance import Ranking, check_parts, choose, rank_redundancy
+from prunelens.pruning.recipe import Recipe
+from prunelens.pruning.sequential import Masked, mask_weights
+from prunelens.pruning.steps import ExpertStep, MaskStep, QuantizeStep, Step
+
+Advance = Callable[[int], None]
+Reporter = Callable[[str, int], Advance]
+Texts = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A model made smaller by a recipe.
+
+    Attributes:
+        dense: the model before.
+        model: a twin with other weights, or the dense model itself; nothing is taken out of it.
+        drop: the parts to take out.
+        experts: dropped experts by layer; the routers of `model` pass them over already.
+        quantized: the format of the blocks' matrices.
+        masked: what the last mask left.
+        notes: remarks that a reader of the results should see.
+    """
+
+    dense: Model
+    model: Model
+    drop: Drop = NOTHING
+    experts: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    quantized: Literal["int8", "int4"] | None = None
+    masked: Masked | None = None
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def variant(self) -> Variant:
+        """The model as it runs: the dense one with parts taken out, or a twin without them."""
+        if self.model is self.dense or self.drop == NOTHING:
+            return Variant(self.model, self.drop)
+        twin = twin_of(self.model)
+        remove(twin.anatomy, self.drop)
+        return Variant(twin)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters that are read."""
+        found = num_parameters(self.model.network, self.model.anatomy, self.drop)
+        return found - (num_dropped_parameters(self.model, self.experts) if self.experts else 0)
+
+
+def apply(
+    recipe: Recipe,
+    model: Model,
+    texts: Texts = (),
+    ranking: Ranking | None = None,
+    reporter: Reporter = lambda stage, total: lambda done: None,
+    seed: int = 0,
+) -> Pruned:
+    """Make a model smaller; the given model stays as it is.
+
+    Args:
+        recipe: the steps.
+        model: the dense model.
+        texts: token ids of the calibration texts, where `recipe.needs_calibration`.
+        ranking: scores of the dense model's sublayers, if they are known; else they are measured on the texts.
+        reporter: progress display.
+        seed: of experts that are dropped at random.
+
+    Raises:
+        PrunelensError: parts, experts or matrices that the model does not have, or no calibration texts.
+    """
+    check_recipe(recipe, model)
+    if recipe.needs_ranking and ranking is None:
+        ranking = _rank(model, texts, reporter)
+    pruned = Pruned(model, model)
+    for step in recipe.steps:
+        if isinstance(step, Step):
+            pruned = replace(pruned, drop=_dropped_more(step, pruned, texts, ranking, reporter))
+        else:
+            pruned = _changed(step, _with_twin(pruned, str(recipe)), texts, reporter, seed)
+    return pruned
+
+
+def check_recipe(recipe: Recipe, model: Model) -> None:
+    """Refuse, before anything runs, a recipe that asks for what the model does not have.
+
+    Raises:
+        PrunelensError: as `check_parts`, no experts, too few of them, or a missing library.
+    """
+    check_parts(recipe, model)
+    for step in recipe.steps:
+        if isinstance(step, ExpertStep):
+            choose_experts(find_mixtures(model), step.fraction, None)
+        if isinstance(step, QuantizeStep):
+            from prunelens.pruning.quantize import check_quantizable
+
+            check_quantizable(model, step.to)
+    if not recipe.only_drops:
+        twin_of(model)  # refuses what is offloaded
+
+
+def _with_twin(pruned: Pruned, name: str) -> Pruned:
+    if pruned.model is not pruned.dense:
+        return pruned
+    return replace(pruned, model=twin_of(pruned.dense, name))
+
+
+def _rank(model: Model, texts: Texts, reporter: Reporter) -> Ranking:
+    return rank_redundancy(model, texts, advance=reporter("ranking sublayers", sum(map(len, texts))))
+
+
+def _dropped_more(step: Step, pruned: Pruned, texts: Texts, ranking: Ranking | None, reporter: Reporter) -> Drop:
+    if not step.iterative:
+        return pruned.drop | choose(step, pruned.dense, ranking, pruned.drop)
+    assert step.count is not None
+    drop, model = pruned.drop, pruned.model
+    advance = reporter(f"{step}: ranking anew", step.count * sum(map(len, texts)))
+    for _ in range(step.count):
+        with dropped(model.anatomy, drop):
+            ranking = rank_redundancy(model, texts, advance=advance)
+        drop |= choose(step.model_copy(update={"count": 1}), model, ranking, drop)
+    return drop
+
+
+def _changed(
+    step: MaskStep | ExpertStep | QuantizeStep, pruned: Pruned, texts: Texts, reporter: Reporter, seed: int
+) -> Pruned:
+    """The recipe's twin after one more step that changes weights."""
+    if isinstance(step, MaskStep):
+        return _masked(step, pruned, texts, reporter)
+    if isinstance(step, ExpertStep):
+        return _without_experts(step, pruned, texts, reporter, seed)
+    from prunelens.pruning.quantize import quantize
+
+    before = len(pruned.model.notes)
+    quantize(pruned.model, step.to)
+    notes = tuple(pruned.model.notes[before:])
+    return replace(pruned, quantized=step.to, notes=pruned.notes + notes)
+
+
+def _masked(step: MaskStep, pruned: Pruned, texts: Texts, reporter: Reporter) -> Pruned:
+    blocks = len(pruned.model.anatomy.blocks)
+    advance = reporter(f"{step}, block by block", (2 * blocks - 1) * sum(map(len, texts)))
+    masked = mask_weights(pruned.model, step, texts, pruned.drop, advance=advance)
+    return replace(pruned, masked=masked, notes=pruned.notes + tuple(f"{step}: {note}" for note in masked.notes))
+
+
+def _without_experts(step: ExpertStep, pruned: Pruned, texts: Texts, reporter: Reporter, seed: int) -> Pruned:
+    mixtures = find_mixtures(pruned.model)
+    scores, notes = None, pruned.notes
+    if not step.uniform:
+        advance = reporter(f"{step}: scoring experts", sum(map(len, texts)))
+        with dropped(pruned.model.anatomy, pruned.drop):
+            scores = score_experts(pruned.model, texts, advance=advance)
+        unseen = sum(int((found.counts == 0).sum()) for found in scores.values())
+        if unseen:
+            notes += (f"{step}: {unseen} experts read no calibration token; their score is 0",)
+    experts = choose_experts(mixtures, step.fraction, scores, seed)
+    mask_experts(pruned.model, experts)
+    return replace(pruned, experts=experts, notes=notes)
