@@ -121,6 +121,49 @@ def demo(
 
 
 @app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="The dense model: a folder, a .gguf file, a hub id, or smollm2.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe (drop-block:4, wanda:2:4, quantize:int8) or a .yaml file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the checkpoint.")],
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text, JSONL or .npy of token ids; default the model's own texts.")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option("--format", help="transformers, or nemotron-nas (dropped sublayers are left out).")
+    ] = "transformers",
+    run: Annotated[
+        Path | None, typer.Option(help="A run of compare with this recipe; the model card tells what it found.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of experts dropped at random.")] = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Make a model smaller and save a checkpoint that loads elsewhere; it is opened again and checked."""
+    from prunelens.pruning.recipe import parse_recipe
+    from prunelens.report.terminal import progress
+
+    parsed = parse_recipe(recipe)
+    with progress() as reporter:
+        from prunelens.models.loading import load
+        from prunelens.study.prune import check_output
+        from prunelens.study.prune import prune as run_prune
+
+        check_output(output)
+        opened = reporter(f"opening {model}", 1)
+        dense = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        opened(1)
+        result = run_prune(dense, parsed, output, calibration, layout, run, seed, reporter)
+    if as_json:
+        print(json.dumps(result.as_json(), ensure_ascii=False))
+    else:
+        from prunelens.report.pruned import print_pruned
+
+        print_pruned(result)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A folder written by compare.")]) -> None:
     """Make the page of a run again, from its tables alone."""
     from prunelens.report.page import render_page

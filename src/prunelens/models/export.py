@@ -21,7 +21,7 @@ from torch import Tensor
 from prunelens.errors import PrunelensError
 from prunelens.models import folders, nemotron_nas
 from prunelens.models.cutting import check_blocks, check_cache, clean_config, cut_config, skeleton
-from prunelens.models.loading import Model, _quiet
+from prunelens.models.loading import Model, quiet
 from prunelens.models.record import KEY, record_of, recorded_drop
 from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.surgery import NOTHING, Drop, dropped
@@ -87,7 +87,7 @@ def export(
     drop = drop | recorded_drop(model.network.config)
     _check_asked(model, drop, finish, layout)
     folders.check_target(target, is_export, WHAT)
-    with _quiet():
+    with quiet():
         network = _laid_out(model, drop, experts, recipe)
         if layout == nemotron_nas.MODEL_TYPE:
             nemotron_nas.check(network.config)

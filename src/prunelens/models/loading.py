@@ -31,6 +31,7 @@ from prunelens.models.placement import (
     place,
     plan_placement,
 )
+from prunelens.models.record import remove_recorded
 from prunelens.models.sources import resolve_name
 from prunelens.models.taps import head_of
 
@@ -56,6 +57,7 @@ class Model:
         notes: remarks that a reader of the results should see.
         trust_remote_code: whether it was opened with code of its own allowed; models compared with it are too.
         spread: whether it was opened for several devices or offloading; models compared with it are too.
+        stored_dtype: the floating dtype of its checkpoint, where it is not the one it was opened in.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Model:
     notes: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
     spread: bool = False
+    stored_dtype: torch.dtype | None = None
 
     @property
     def device(self) -> torch.device:
@@ -131,12 +134,13 @@ def load(
     chosen_dtype = _dtype(dtype, placement.device)
     path = resolve_name(str(name))
     notes: list[str] = []
-    with memory_explained(str(name), placement), _quiet():
+    stored = None
+    with memory_explained(str(name), placement), quiet():
         if path.suffix == ".gguf":
             network, tokenizer = read_gguf(path, chosen_dtype, placement)
             files = [path]
         else:
-            network, tokenizer, notes = _read_folder(path, chosen_dtype, trust_remote_code, placement)
+            network, tokenizer, notes, stored = _read_folder(path, chosen_dtype, trust_remote_code, placement)
             files = weight_files(path, network.config)
         if placement.device_map is None:
             with _explained(f"{name} could not be moved to the device {placement.device}"):
@@ -146,6 +150,8 @@ def load(
         model = _opened(str(name), network, tokenizer, fingerprint, notes)
     model.trust_remote_code = trust_remote_code
     model.spread = placement.device_map is not None
+    model.stored_dtype = stored
+    remove_recorded(network, model.anatomy, model.name)
     return model
 
 
@@ -186,7 +192,7 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32, placement: Placeme
         )
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     what = f"{path} could not be read as a GGUF checkpoint, download it again or check its kind"
-    with _quiet(), redirect_stderr(io.StringIO()), _explained(what):  # its progress bar knows no other switch
+    with quiet(), redirect_stderr(io.StringIO()), _explained(what):  # its progress bar knows no other switch
         opener = functools.partial(
             AutoModelForCausalLM.from_pretrained,
             **source,
@@ -212,7 +218,9 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     return DTYPES[dtype]
 
 
-def _read_folder(path: Path, dtype: torch.dtype, trust: bool, placement: Placement) -> tuple[Any, Any, list[str]]:
+def _read_folder(
+    path: Path, dtype: torch.dtype, trust: bool, placement: Placement
+) -> tuple[Any, Any, list[str], torch.dtype | None]:
     check_files(path)
     with _explained(f"{path} could not be opened as a causal language model"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
@@ -233,7 +241,8 @@ def _read_folder(path: Path, dtype: torch.dtype, trust: bool, placement: Placeme
     if found["unexpected_keys"]:
         extra = sorted(map(str, found["unexpected_keys"]))
         notes.append(f"{len(extra)} tensors in {path} are not read by the model ({', '.join(extra[:3])}, …)")
-    return network, _tokenizer(path, trust), notes
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else None
+    return network, _tokenizer(path, trust), notes, stored
 
 
 def _tokenizer(path: Path, trust: bool) -> Any:
@@ -260,7 +269,7 @@ def _explained(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep progress bars and remarks of transformers and accelerate off the terminal while a model opens."""
     remarks = logging.getLogger("accelerate")
     level = remarks.level

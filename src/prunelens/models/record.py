@@ -2,8 +2,14 @@
 
 from typing import Any
 
+import torch
+
 from prunelens.errors import PrunelensError
-from prunelens.models.surgery import NOTHING, Drop
+from prunelens.models.anatomy import Anatomy
+from prunelens.models.probe import probe_ids
+from prunelens.models.proofs import is_close
+from prunelens.models.surgery import NOTHING, Drop, dropped, remove
+from prunelens.models.taps import decoder_of, run_decoder
 
 KEY = "prunelens"
 KINDS = ("attention", "mlp")
@@ -39,6 +45,33 @@ def recorded_drop(config: Any) -> Drop:
         if len(set(indices)) != len(indices):
             raise _strange(f"each layer once under dropped.{kind}", indices)
     return Drop(frozenset(dropped["attention"]), frozenset(dropped["mlp"]))
+
+
+def remove_recorded(network: Any, anatomy: Anatomy, name: str) -> None:
+    """Take out the sublayers that a checkpoint carries as zeros, if its record of them is true.
+
+    Args:
+        network: the opened network, which loses their modules' work and weights.
+        anatomy: where its parts are.
+        name: what the user called it.
+
+    Raises:
+        PrunelensError: the record is not one that this program writes, or the weights are not zero.
+    """
+    drop = recorded_drop(network.config)
+    if drop == NOTHING:
+        return
+    decoder, ids = decoder_of(network), probe_ids(network)
+    with torch.inference_mode():
+        whole = run_decoder(decoder, ids)
+        with dropped(anatomy, drop):
+            without = run_decoder(decoder, ids)
+    if not is_close(without, whole):
+        raise PrunelensError(
+            f"{name}: its config.json says that sublayers are zeroed (entry {KEY!r}), but their weights do "
+            "something; remove the entry, or download the checkpoint again"
+        )
+    remove(anatomy, drop)
 
 
 def _strange(expected: str, found: Any) -> PrunelensError:

@@ -96,7 +96,7 @@ def mask_weights(
         raise PrunelensError("expected calibration text with at least one token, found none")
     num_sequences = sum(len(ids) for ids in batches)
     outputs: list[Any] = [None] * len(batches)
-    with torch.inference_mode(), dropped(model.anatomy, drop), _eager_experts(model):
+    with torch.no_grad(), dropped(model.anatomy, drop), _eager_experts(model):
         for block in model.anatomy.blocks:
             weights = _weights(block, drop)
             statistics = InputStatistics(Products if step.method == "sparsegpt" else Squares)

@@ -1,0 +1,66 @@
+"""The model card of a pruned checkpoint: how it was made, and what `compare` found."""
+
+from pathlib import Path
+from typing import Any
+
+from prunelens.errors import printable
+from prunelens.models.loading import Model
+from prunelens.pruning.recipe import Recipe
+
+
+def model_card(
+    model: Model, recipe: Recipe, calibration: Path | None, notes: tuple[str, ...], findings: dict[str, Any] | None
+) -> str:
+    """Markdown with the front matter that model hubs read."""
+    calibrated = str(calibration) if calibration else "the dense model's own greedy texts on the core prompts"
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags:",
+        "- pruned",
+        "- prunelens",
+        "---",
+        "",
+        f"# {_text(model.name)}, {_text(str(recipe))}",
+        "",
+        f"Made from {_text(model.name)} (fingerprint `{model.fingerprint[:16]}`) by prunelens:",
+        "",
+        f"    prunelens prune {_line(model.name)} {recipe}",
+        "",
+    ]
+    if recipe.needs_calibration:
+        lines += [f"Calibration: {_text(calibrated)}.", ""]
+    lines += [f"- {_text(note)}" for note in notes]
+    lines += ["", "## What was found against the dense model", ""]
+    lines += _found(findings) if findings else ["Nothing was measured. `prunelens compare` measures it."]
+    return "\n".join(lines) + "\n"
+
+
+def _found(record: dict[str, Any]) -> list[str]:
+    kl, top1, length = record["kl"], record["same_top1"], record["faithful_length"]
+    more = "more than " if length["beyond_horizon"] else ""
+    rows = [
+        ("KL per token, mean (nats)", f"{kl['mean']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}]"),
+        ("KL, 95th percentile (nats)", f"{kl['p95']:.4f}"),
+        ("same most likely token", f"{100 * top1['mean']:.1f} %"),
+        ("faithful length, tokens", f"{more}{length['median']}"),
+    ]
+    rows += [
+        (
+            f"probability that {n} sampled tokens agree",
+            f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]",
+        )
+        for n, found in record["survival"].items()
+    ]
+    table = ["| quantity | value [95 % interval over prompts] |", "|---|---|"]
+    return [*table, *(f"| {name} | {value} |" for name, value in rows)]
+
+
+def _text(value: str) -> str:
+    """One line without anything that Markdown or HTML would take for more than text."""
+    return "".join(f"\\{letter}" if letter in "<>|`*[]\\" else letter for letter in _line(value))
+
+
+def _line(value: str) -> str:
+    return printable(value).replace("\n", " ").replace("\t", " ")

@@ -1,0 +1,190 @@
+"""Make a model smaller by a recipe and save it so that it loads elsewhere; say what was reached."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from prunelens.errors import PrunelensError
+from prunelens.models.export import NUM_STEPS, WHAT, export, is_export
+from prunelens.models.folders import check_target, probe_target
+from prunelens.models.loading import Model
+from prunelens.models.surgery import num_parameters
+from prunelens.models.twin import named_owners, set_weight, twin_of
+from prunelens.pruning.apply import Pruned, apply, check_recipe
+from prunelens.pruning.calibration import read_calibration
+from prunelens.pruning.matrices import find_weights
+from prunelens.pruning.recipe import Recipe
+from prunelens.pruning.steps import QuantizeStep
+from prunelens.study.card import model_card
+from prunelens.study.result import Comparison
+from prunelens.study.settings import Reporter, Settings, silent
+from prunelens.tasks.prompts import encode, prompts
+from prunelens.tracing.generate import Greedy, write
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What pruning reached.
+
+    Attributes:
+        folder: the checkpoint.
+        recipe: how it was made.
+        parameters, dense_parameters: numbers that are read, after and before.
+        num_bytes, dense_bytes: size of the weights on disk, after and before (before: in the same dtype).
+        sparsity, dense_sparsity: share of zeros in the matrices of the blocks that are left, after and before.
+        max_difference: largest difference of a logit when plain transformers opened it again.
+        notes: what a reader should know.
+    """
+
+    folder: str
+    recipe: str
+    parameters: int
+    dense_parameters: int
+    num_bytes: int
+    dense_bytes: int
+    sparsity: float
+    dense_sparsity: float
+    max_difference: float
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it by name."""
+        return asdict(self)
+
+
+def prune(
+    model: Model,
+    recipe: Recipe,
+    target: Path,
+    calibration: Path | None = None,
+    layout: str = "transformers",
+    run: Path | None = None,
+    seed: int = 0,
+    reporter: Reporter = silent,
+) -> PruneResult:
+    """Apply a recipe and save the result; the folder appears whole or not at all.
+
+    Args:
+        model: the dense model, which stays as it is.
+        recipe: how it is made smaller.
+        target: a new folder, or an earlier checkpoint of this program.
+        calibration: text, JSONL or .npy of token ids; None for the model's own texts on the core prompts.
+        layout: `transformers` or `nemotron-nas`.
+        run: a run of `compare` with the same recipe, whose findings go into the model card.
+        seed: of experts that are dropped at random.
+        reporter: progress display.
+
+    Raises:
+        PrunelensError: bad input, a family that cannot express the result, or no space; nothing is left behind.
+    """
+    check_recipe(recipe, model)
+    probe_target(target, is_export, WHAT)
+    findings = _findings(run, recipe, model)
+    texts = _texts(recipe, model, calibration, reporter)
+    quantized = next((step for step in recipe.steps if isinstance(step, QuantizeStep)), None)
+    steps = tuple(step for step in recipe.steps if step is not quantized)
+    plain = Pruned(model, model)
+    if steps:
+        plain = apply(Recipe(steps=steps), model, texts, reporter=reporter, seed=seed)
+    sparsities = _sparsity(plain), _sparsity(Pruned(model, model))
+    exported = export(
+        _in_stored_dtype(plain.model, model),
+        target,
+        plain.drop,
+        plain.experts,
+        finish=_finish(quantized),
+        layout=layout,
+        card=model_card(model, recipe, calibration, plain.notes, findings),
+        recipe=str(recipe),
+        advance=reporter("saving and opening again", NUM_STEPS),
+    )
+    dense_parameters = num_parameters(model.network, model.anatomy)
+    return PruneResult(
+        folder=str(target),
+        recipe=str(recipe),
+        parameters=plain.num_parameters,
+        dense_parameters=dense_parameters,
+        num_bytes=exported.num_bytes,
+        dense_bytes=dense_parameters * (model.stored_dtype or model.dtype).itemsize,
+        sparsity=sparsities[0],
+        dense_sparsity=sparsities[1],
+        max_difference=exported.max_difference,
+        notes=plain.notes,
+    )
+
+
+def check_output(target: Path) -> None:
+    """Refuse, before a model is opened, a folder that holds something else.
+
+    Raises:
+        PrunelensError: as said.
+    """
+    check_target(target, is_export, WHAT)
+
+
+def _finish(step: QuantizeStep | None) -> Callable[[Path, Path], None] | None:
+    if step is None:
+        return None
+    from prunelens.pruning.quantize import save_quantized
+
+    return functools.partial(save_quantized, method=step.to)
+
+
+def _texts(recipe: Recipe, model: Model, calibration: Path | None, reporter: Reporter) -> Sequence[Sequence[int]]:
+    """Token ids of the calibration texts: those given, or what `compare` takes where none is given."""
+    if calibration is not None:
+        return read_calibration(calibration, model)
+    if not recipe.needs_calibration:
+        return ()
+    settings = Settings()
+    encoded = encode(prompts(), model, settings.chat_template, settings.max_new_tokens)
+    ids = [prompt.token_ids for prompt in encoded]
+    advance = reporter("writing calibration texts", len(ids) * settings.max_new_tokens)
+    rules = [Greedy() for _ in ids]
+    written = write(model, ids, rules, settings.max_new_tokens, settings.batch_size, advance)
+    return [[*prompt, *text.token_ids] for prompt, text in zip(ids, written, strict=True)]
+
+
+def _in_stored_dtype(changed: Model, dense: Model) -> Model:
+    """The model in the dtype of the checkpoint it was opened from."""
+    dtype = dense.stored_dtype
+    if dtype is None or dtype == changed.dtype:
+        return changed
+    twin = twin_of(changed)
+    for module, name in named_owners(twin.network).values():
+        value = module._parameters[name]
+        if value is not None and value.is_floating_point():
+            set_weight(module, name, value.to(dtype))
+    twin.network.tie_weights()
+    twin.network.config.dtype = dtype
+    return twin
+
+
+def _sparsity(pruned: Pruned) -> float:
+    """Share of zeros among the weights of the matrices that are left in the blocks."""
+    zeros = total = 0
+    for block in pruned.variant.model.anatomy.blocks:
+        if block.layer_idx not in pruned.variant.drop.block:
+            for weight in find_weights(block.module, block.name):
+                zeros += int((weight.tensor == 0).sum())
+                total += weight.tensor.numel()
+    return zeros / total if total else 0.0
+
+
+def _findings(run: Path | None, recipe: Recipe, model: Model) -> dict[str, Any] | None:
+    """What a run of compare says of this recipe on this model."""
+    if run is None:
+        return None
+    result = Comparison.open(run)
+    if result.info["dense"]["fingerprint"] != model.fingerprint:
+        raise PrunelensError(
+            f"expected a run of {model.name} in {run}, found one of another model ({result.info['dense']['name']}); "
+            "run compare on this one"
+        )
+    for record in result.summary:
+        if record["compressed"] == str(recipe):
+            return record
+    known = ", ".join(record["compressed"] for record in result.summary)
+    raise PrunelensError(f"expected a run with the recipe {recipe} in {run}, found {known}; run compare with it")
