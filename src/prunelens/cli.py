@@ -65,6 +65,9 @@ def compare(
     noise_dtype: Annotated[
         str | None, typer.Option(help="Compare the dense model with itself in this dtype too, such as bfloat16.")
     ] = None,
+    draft: Annotated[
+        bool, typer.Option("--draft", help="Measure the compressed model as a draft in speculative decoding.")
+    ] = False,
     dtype: Dtype = None,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -92,6 +95,7 @@ def compare(
         lens=lens,
         attribute=attribute,
         noise_dtype=noise_dtype,
+        draft=draft,
     )
     _show(result, result.report(target), as_json)
 
@@ -109,7 +113,13 @@ def demo(
     probe_target(output)
     texts = read_prompts(limit=DEMO_PROMPTS)
     result = _compare(
-        "smollm2", list(DEMO_RECIPES), {}, prompts=texts, max_new_tokens=DEMO_TOKENS, attribute=(DEMO_RECIPES[0],)
+        "smollm2",
+        list(DEMO_RECIPES),
+        {},
+        prompts=texts,
+        max_new_tokens=DEMO_TOKENS,
+        attribute=(DEMO_RECIPES[0],),
+        draft=True,
     )
     page = result.report(output)
     _show(result, page, as_json=False)

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from prunelens.errors import PrunelensError
 from prunelens.models.placement import named_weights
+from prunelens.models.sizes import plain_tensors
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 WEIGHTS = "model.safetensors"
@@ -65,6 +66,27 @@ def check_causal(config: Any, path: Path) -> None:
         )
 
 
+def is_quantized_config(config: Any, path: Path) -> bool:
+    """Whether a configuration says that the weights are quantised.
+
+    Raises:
+        PrunelensError: in a way that transformers does not know.
+    """
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return False
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    loads = isinstance(found, dict) and (found.get("load_in_4bit") or found.get("load_in_8bit"))
+    if not loads and str(getattr(method, "value", method)) not in AUTO_QUANTIZER_MAPPING:
+        raise PrunelensError(
+            f"expected a quantisation that transformers reads in {path} ({', '.join(sorted(AUTO_QUANTIZER_MAPPING))}), "
+            f"found {method!r}; convert the checkpoint"
+        )
+    return True
+
+
 def check_complete(found: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint with gaps, which transformers fills with random numbers.
 
@@ -90,12 +112,18 @@ def check_weights(network: Any, name: str) -> None:
     Raises:
         PrunelensError: NaN or infinite weights.
     """
-    for part, weight in named_weights(network):
-        if not weight.is_floating_point() or bool(torch.isfinite(weight).all()):
+    for part, whole in named_weights(network):
+        bad = [weight for weight in plain_tensors(whole) if not _is_finite(weight)]
+        if not bad:
             continue
+        weight = bad[0]
         if weight.dtype == torch.float16 and not bool(torch.isnan(weight).any()):
             raise PrunelensError(f"{name}: the weights {part} exceed the range of float16; use --dtype bfloat16")
         raise PrunelensError(f"{name}: the weights {part} hold NaN or infinite values; the file is damaged")
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    return not weight.is_floating_point() or bool(torch.isfinite(weight.float()).all())
 
 
 def _check_index(path: Path) -> None:

@@ -38,11 +38,13 @@ def fingerprint_model(model: Any) -> str:
     import torch
 
     from prunelens.models.placement import fetched
+    from prunelens.models.sizes import plain_tensors
 
     digest = _start(model.config.to_dict())
     for name, tensor in sorted(model.state_dict().items()):
-        data = fetched(model, name, tensor).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        _add(digest, name, str(tensor.dtype), tuple(tensor.shape), data)
+        for part in plain_tensors(fetched(model, name, tensor)):
+            data = part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            _add(digest, name, str(part.dtype), tuple(part.shape), data)
     return digest.hexdigest()
 
 

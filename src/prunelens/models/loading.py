@@ -18,7 +18,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from prunelens.errors import PrunelensError
 from prunelens.models.anatomy import Anatomy, find_anatomy
-from prunelens.models.checkpoint import check_causal, check_complete, check_files, check_weights, weight_files
+from prunelens.models.checkpoint import (
+    check_causal,
+    check_complete,
+    check_files,
+    check_weights,
+    is_quantized_config,
+    weight_files,
+)
 from prunelens.models.fingerprint import fingerprint_files, fingerprint_model
 from prunelens.models.placement import (
     AUTO,
@@ -31,7 +38,9 @@ from prunelens.models.placement import (
     place,
     plan_placement,
 )
+from prunelens.models.probe import probe_ids
 from prunelens.models.record import remove_recorded
+from prunelens.models.sizes import network_bytes, stored_bytes
 from prunelens.models.sources import resolve_name
 from prunelens.models.taps import head_of
 
@@ -57,7 +66,8 @@ class Model:
         notes: remarks that a reader of the results should see.
         trust_remote_code: whether it was opened with code of its own allowed; models compared with it are too.
         spread: whether it was opened for several devices or offloading; models compared with it are too.
-        stored_dtype: the floating dtype of its checkpoint, where it is not the one it was opened in.
+        stored_dtype: the floating dtype of its checkpoint, where it is known.
+        weight_bytes: size of its weights on disk, or in memory where it was not opened from files.
     """
 
     name: str
@@ -69,6 +79,7 @@ class Model:
     trust_remote_code: bool = False
     spread: bool = False
     stored_dtype: torch.dtype | None = None
+    weight_bytes: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -142,12 +153,13 @@ def load(
         else:
             network, tokenizer, notes, stored = _read_folder(path, chosen_dtype, trust_remote_code, placement)
             files = weight_files(path, network.config)
-        if placement.device_map is None:
+        if placement.device_map is None and not hasattr(network.config, "quantization_config"):
             with _explained(f"{name} could not be moved to the device {placement.device}"):
                 network = network.to(placement.device)
         check_weights(network, str(name))
         fingerprint = fingerprint_files(files, network.config.to_dict())
         model = _opened(str(name), network, tokenizer, fingerprint, notes)
+        model.weight_bytes = stored_bytes(files)
     model.trust_remote_code = trust_remote_code
     model.spread = placement.device_map is not None
     model.stored_dtype = stored
@@ -164,7 +176,9 @@ def wrap(network: Any, tokenizer: Any = None, name: str = "model") -> Model:
         PrunelensError: as `load` does for the model itself.
     """
     check_weights(network, name)
-    return _opened(name, network, tokenizer, fingerprint_model(network), [])
+    model = _opened(name, network, tokenizer, fingerprint_model(network), [])
+    model.weight_bytes = network_bytes(network)
+    return model
 
 
 def _opened(name: str, network: Any, tokenizer: Any, fingerprint: str, notes: list[str]) -> Model:
@@ -225,6 +239,12 @@ def _read_folder(
     with _explained(f"{path} could not be opened as a causal language model"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
     check_causal(config, path)
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else None
+    quantized = is_quantized_config(config, path)
+    more: dict[str, Any] = {}
+    if quantized:  # its scales are made for one dtype, and it is not moved once it is open
+        dtype = stored or dtype
+        more = {"device_map": {"": placement.device}} if placement.device_map is None else {}
     with _explained(f"{path} could not be opened as a causal language model"):
         opener = functools.partial(
             AutoModelForCausalLM.from_pretrained,
@@ -234,14 +254,16 @@ def _read_folder(
             trust_remote_code=trust,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
+            **more,
         )
         network, found = place(placement, opener)
+        if quantized:
+            network.eval()(input_ids=probe_ids(network), use_cache=False)  # some unpack their weights when first run
     check_complete(found, path)
     notes = []
     if found["unexpected_keys"]:
         extra = sorted(map(str, found["unexpected_keys"]))
         notes.append(f"{len(extra)} tensors in {path} are not read by the model ({', '.join(extra[:3])}, …)")
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else None
     return network, _tokenizer(path, trust), notes, stored
 
 

@@ -5,6 +5,7 @@ equals zeroed output projections. They still tell the KV cache that the tokens p
 length of the past from the first layer's cache, so a silent layer 0 would break cached decoding.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,7 +100,13 @@ def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING) -> 
             if block.layer_idx in getattr(drop, part.kind):
                 modules = own_modules(block, part.kind)
                 gone.update(id(weight) for module in modules for weight in module.parameters())
-    return sum(weight.numel() for _, weight in counted_parameters(model) if id(weight) not in gone)
+    return sum(_numbers(weight) for _, weight in counted_parameters(model) if id(weight) not in gone)
+
+
+def _numbers(weight: torch.Tensor) -> int:
+    """How many numbers a weight stands for; bitsandbytes packs two into a byte."""
+    shape = getattr(getattr(weight, "quant_state", None), "shape", None)
+    return weight.numel() if shape is None else math.prod(shape)
 
 
 def _silent(block: Block, part: Sublayer) -> dict[nn.Module, Callable[..., Any]]:

@@ -26,6 +26,8 @@ class Variant:
         own, other = self.model.anatomy, dense.anatomy
         if own.hidden_size != other.hidden_size:
             return f"its hidden size is {own.hidden_size}, the dense model's is {other.hidden_size}"
+        if self.model.dtype != dense.dtype:
+            return f"it computes in {self.model.dtype}, the dense model in {dense.dtype}".replace("torch.", "")
         if len(own.blocks) != len(other.blocks):
             return f"it has {len(own.blocks)} blocks, the dense model has {len(other.blocks)}"
         for left, right in zip(own.blocks, other.blocks, strict=True):

@@ -6,7 +6,19 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from prunelens.report import accumulation, answer, attribution, curves, depth, details, generation, local, noise, points
+from prunelens.report import (
+    accumulation,
+    answer,
+    attribution,
+    curves,
+    depth,
+    details,
+    draft,
+    generation,
+    local,
+    noise,
+    points,
+)
 from prunelens.report.figures import COLOURS, GRID, HALO, HEAT, INK, MUTED, PAPER, ZERO, Figure
 from prunelens.report.layers import kind_name
 from prunelens.report.payload import KL_EDGES, script_json, texts_payload
@@ -50,6 +62,8 @@ def render_page(run: Run) -> str:
             options=points.options_rows(run),
             damage=[details.damage(run, index) for index in range(len(run.info["compressed"]))],
             split=[accumulation.split_rows(run, index) for index in range(len(run.info["compressed"]))],
+            drafts=draft.draft_rows(run),
+            draft_how=draft.draft_how(run),
             noise=noise.noise_rows(run.info),
             noise_sentence=noise.noise_sentence(run.info),
             ranking=details.ranking(run.info),

@@ -117,6 +117,12 @@ def _options(record: dict[str, Any]) -> str:
     return f"{found['same_choice']} of {found['prompts']}" if found else "no such prompts"
 
 
+def _drafted(record: dict[str, Any]) -> str:
+    found = record["draft"]
+    measured = found.get("measured")
+    return f"{found['speedup']:.2f} / {measured['speedup']['value']:.2f}" if measured else f"{found['speedup']:.2f} / -"
+
+
 ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("parameters saved", lambda record: f"{100 * record['parameters_saved']:.2f} %"),
     (
@@ -131,6 +137,7 @@ ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("faithful length, S(n) ≥ ½", _faithful),
     ("expected agreed tokens", _agreed),
     ("first divergent token, greedy", _divergent),
+    ("draft speed-up, predicted / measured", _drafted),
 ]
 
 

@@ -129,7 +129,7 @@ def _finish(step: QuantizeStep | None) -> Callable[[Path, Path], None] | None:
         return None
     from prunelens.pruning.quantize import save_quantized
 
-    return functools.partial(save_quantized, method=step.to)
+    return functools.partial(save_quantized, to=step.to)
 
 
 def _texts(recipe: Recipe, model: Model, calibration: Path | None, reporter: Reporter) -> Sequence[Sequence[int]]:

@@ -34,7 +34,7 @@ class Settings:
     that ranks the sublayers, None for the dense model's own. `lens_steps` steps of each greedy text are read
     through the `lens` (`normed`, `raw` or `both`) after every sublayer, 0 for none. `attribute` asks for D1 of
     all compressed models or of those with these names. `noise_dtype` is a second dtype in which the dense model
-    is compared with itself (N1).
+    is compared with itself (N1). `draft` asks for S5 measured: every compressed model drafts for the dense one.
     """
 
     max_new_tokens: int = 64
@@ -47,6 +47,7 @@ class Settings:
     lens: str = "normed"
     attribute: bool | tuple[str, ...] = False
     noise_dtype: str | None = None
+    draft: bool = False
 
     @property
     def lenses(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.spaces.head import Pair, stream_pairs
 from prunelens.spaces.survival import common_prefix
 from prunelens.study.candidates import Candidate, apply_recipes
+from prunelens.study.drafts import measure_drafts
 from prunelens.study.inside import Inside
 from prunelens.study.layer_tables import noise_summary
 from prunelens.study.record import describe_run
@@ -79,12 +80,15 @@ class Stages:
             with self._clock("comparing"):
                 self._measure_free(candidate, greedy, free, agreed)
                 self._survive(candidate, trajectories, stats, greedy, free, agreed)
+        with self._clock("drafting"):
+            drafts, undrafted = measure_drafts(self.dense, self.candidates, self.prompts, self.settings, self.reporter)
         self.parts["prompts"] = [prompts_table(self.prompts)]
         tables = {name: concat(name, parts) for name, parts in self.parts.items()}
         info = describe_run(self.dense, self.candidates, self.prompts, self.settings, ranking, tables, self.seconds)
         info |= {"lens": inside.describe_lens(), "noise": noise_summary(tables["noise"])}
         info["nulls"] |= {f"layers.{label}": reason for label, reason in inside.misaligned.items()}
-        return Run(tables, info | {"summary": summarise(tables, info)})
+        info["nulls"] |= undrafted
+        return Run(tables, info | {"summary": summarise(tables, info, drafts)})
 
     @contextmanager
     def _clock(self, stage: str) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The answer first: a few numbers per compressed model, from the tables of a run alone."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,14 @@ TIE = {"float64": 1e-8, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
 """Gap of two log-probabilities below which rounding may decide which token is the most likely one."""
 
 
-def summarise(tables: dict[str, pa.Table], info: dict[str, Any]) -> list[dict[str, Any]]:
-    """One record per compressed model, in the order given."""
-    return [_summary(tables, info, record) for record in info["compressed"]]
+def summarise(
+    tables: dict[str, pa.Table], info: dict[str, Any], drafts: Mapping[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """One record per compressed model, in the order given; `drafts` holds S5 as measured, by label."""
+    records = [_summary(tables, info, record) for record in info["compressed"]]
+    for record in records:
+        record["draft"]["measured"] = drafts.get(record["compressed"])
+    return records
 
 
 def _summary(tables: dict[str, pa.Table], info: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prunelens.models.batches import pad_right, plan_batches
 from prunelens.models.loading import Model
+from prunelens.models.sizes import same_numbers
 from prunelens.models.surgery import Drop, dropped, own_modules, swapped
 from prunelens.models.taps import decoder_of, run_decoder
 from prunelens.models.variant import Variant
@@ -210,10 +211,4 @@ def _tensors_by_part(model: Model) -> dict[Part, dict[str, Tensor]]:
 
 
 def _all_equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(_equal(left[name], right[name]) for name in left)
-
-
-def _equal(left: Tensor, right: Tensor) -> bool:
-    if left.is_meta or right.is_meta:
-        return False
-    return left.shape == right.shape and torch.equal(left, right.to(left.device, left.dtype))
+    return left.keys() == right.keys() and all(same_numbers(left[name], right[name]) for name in left)

@@ -8,7 +8,6 @@ slows the machine down for a while slows both.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,134 +18,10 @@ from prunelens.models.loading import Model, quiet
 from prunelens.models.surgery import NOTHING, remove
 from prunelens.models.twin import twin_of
 from prunelens.models.variant import Variant
-from prunelens.spaces.survival import agreed_length
+from prunelens.tracing.draft_run import DraftRun, Round, Written
 
 WARM_UP = 8
 """Tokens written both ways before anything is timed."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """What a draft proposed at once: its tokens, from which token of the text on, and how long it took."""
-
-    start: int
-    token_ids: tuple[int, ...]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Written:
-    """One text and how it came about.
-
-    Attributes:
-        token_ids: the new tokens, EOS included where it was reached.
-        seconds: the whole time.
-        first_seconds: the part of it until the dense model had read the prompt.
-        dense_calls: passes of the dense model.
-        rounds: what the draft proposed; empty where the dense model wrote alone.
-    """
-
-    token_ids: tuple[int, ...]
-    seconds: float
-    first_seconds: float
-    dense_calls: int
-    rounds: tuple[Round, ...] = ()
-
-    @property
-    def tokens_per_second(self) -> float:
-        """The speed that a reader of the text sees, the prompt included."""
-        return len(self.token_ids) / self.seconds
-
-    @property
-    def examined(self) -> int:
-        """Drafted tokens that were judged: those before the first rejected one, and that one."""
-        return sum(min(kept + 1, judged) for kept, judged in self._kept())
-
-    @property
-    def accepted(self) -> int:
-        """Drafted tokens that stand in the text."""
-        return sum(kept for kept, _ in self._kept())
-
-    def _kept(self) -> Iterator[tuple[int, int]]:
-        """(tokens kept, tokens that could be kept) of each round; what replaces a rejected token is never the same."""
-        for each in self.rounds:
-            pairs = zip(self.token_ids[each.start :], each.token_ids, strict=False)
-            same = [own == drafted for own, drafted in pairs]
-            yield agreed_length(same, len(same)), len(same)
-
-
-@dataclass(frozen=True)
-class DraftRun:
-    """The same prompts continued by the dense model alone and with a draft, one text each.
-
-    Seconds per step leave out the first pass, which reads the prompt. With them, a text is written about
-    tokens_per_dense_call / (num_drafted · cost_ratio + check_ratio) times as fast; the forecast (S5) takes
-    check_ratio as 1.
-    """
-
-    plain: tuple[Written, ...]
-    assisted: tuple[Written, ...]
-    num_drafted: int
-
-    @property
-    def plain_tokens_per_second(self) -> float:
-        """Speed of the dense model alone."""
-        return _speed(self.plain)
-
-    @property
-    def assisted_tokens_per_second(self) -> float:
-        """Speed with the draft."""
-        return _speed(self.assisted)
-
-    @property
-    def speedup(self) -> float:
-        """Speed with the draft over the speed without it; below 1 the draft makes it slower."""
-        return self.assisted_tokens_per_second / self.plain_tokens_per_second
-
-    @property
-    def speedup_range(self) -> tuple[float, float]:
-        """(lowest, highest) ratio of the two speeds on one prompt, and the overall ratio lies inside."""
-        pairs = zip(self.assisted, self.plain, strict=True)
-        found = [own.tokens_per_second / alone.tokens_per_second for own, alone in pairs]
-        return min(*found, self.speedup), max(*found, self.speedup)
-
-    @property
-    def examined(self) -> int:
-        """Drafted tokens that the dense model judged."""
-        return sum(text.examined for text in self.assisted)
-
-    @property
-    def accepted(self) -> int:
-        """Drafted tokens that it kept."""
-        return sum(text.accepted for text in self.assisted)
-
-    @property
-    def acceptance(self) -> float | None:
-        """Accepted over examined; None where nothing was drafted."""
-        return self.accepted / self.examined if self.examined else None
-
-    @property
-    def tokens_per_dense_call(self) -> float:
-        """New tokens for each pass of the dense model; num_drafted + 1 at most."""
-        return sum(len(text.token_ids) for text in self.assisted) / sum(text.dense_calls for text in self.assisted)
-
-    @property
-    def cost_ratio(self) -> float | None:
-        """Seconds for a drafted token over those for a token of the dense model alone; None if texts are too short."""
-        later = [each for text in self.assisted for each in text.rounds[1:]]
-        return _over(sum(each.seconds for each in later), sum(len(each.token_ids) for each in later), self._step())
-
-    @property
-    def check_ratio(self) -> float | None:
-        """Seconds for judging a draft over those for a token of the dense model alone; None as above."""
-        drafting = sum(each.seconds for text in self.assisted for each in text.rounds[1:])
-        later = sum(text.seconds - text.first_seconds for text in self.assisted) - drafting
-        return _over(later, sum(text.dense_calls - 1 for text in self.assisted), self._step())
-
-    def _step(self) -> float | None:
-        """Seconds for a token of the dense model alone."""
-        later = sum(text.seconds - text.first_seconds for text in self.plain)
-        return _over(later, sum(text.dense_calls - 1 for text in self.plain), 1.0)
 
 
 def measure_draft(
@@ -235,9 +110,9 @@ def write_assisted(
         ):
             return _write(dense, prompt, settings, seed, rounds, assistant_model=draft.network)
     except Exception as error:  # families refuse, or break, in ways of their own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise PrunelensError(
-            f"{draft.name} cannot draft for {dense.name} in this version of transformers: {reason}; leave out --draft"
+            f"transformers cannot use {draft.name} as a draft of {dense.name} ({reason}); leave out --draft"
         ) from error
 
 
@@ -322,12 +197,3 @@ def _now(model: Model) -> float:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()
-
-
-def _speed(texts: Sequence[Written]) -> float:
-    return sum(len(text.token_ids) for text in texts) / sum(text.seconds for text in texts)
-
-
-def _over(seconds: float, count: int, unit: float | None) -> float | None:
-    """Seconds for one of `count`, in units; None where nothing was counted."""
-    return seconds / count / unit if count and unit else None

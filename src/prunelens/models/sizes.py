@@ -1,0 +1,49 @@
+"""How many bytes weights take, quantised ones as they really are stored."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+def is_quantized(tensor: Tensor) -> bool:
+    """Whether a weight is put together from others (numbers, scales, zero points)."""
+    return hasattr(tensor, "__tensor_flatten__")
+
+
+def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that hold a weight's numbers: itself, or those a quantised one is put together from."""
+    if not is_quantized(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    for name in names:
+        yield from plain_tensors(getattr(tensor, name))
+
+
+def same_numbers(left: Tensor, right: Tensor) -> bool:
+    """Whether two weights hold the same numbers in the same way; one on no device equals none."""
+    if is_quantized(left) or is_quantized(right):
+        pairs = list(plain_tensors(left)), list(plain_tensors(right))
+        same_kind = type(left) is type(right) and len(pairs[0]) == len(pairs[1])
+        return same_kind and all(same_numbers(*pair) for pair in zip(*pairs, strict=True))
+    if left.is_meta or right.is_meta:
+        return False
+    return left.shape == right.shape and torch.equal(left, right.to(left.device, left.dtype))
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of one weight as it is stored."""
+    return sum(part.numel() * part.itemsize for part in plain_tensors(tensor))
+
+
+def network_bytes(network: nn.Module) -> int:
+    """Bytes of all weights in memory; tied ones count once, scales kept as buffers count too."""
+    saved = {id(tensor): tensor for tensor in network.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
+    return sum(tensor_bytes(tensor) for tensor in saved.values())
+
+
+def stored_bytes(files: Iterable[Path]) -> int:
+    """Bytes of weight files: safetensors or GGUF."""
+    return sum(file.stat().st_size for file in files)
