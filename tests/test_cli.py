@@ -1330,7 +1330,7 @@ BAD_RUNS = [
     pytest.param(write("run/run.json", "{"), ("a run", "run.json"), id="run-json-cut"),
     pytest.param(write("run/run.json", b"\xff"), ("a run", "run.json"), id="run-json-no-utf8"),
     pytest.param(run_json(format="other"), ("a run", "run.json"), id="another-format"),
-    pytest.param(run_json(format_version=99), ("99", "reads 2", "run compare again"), id="another-version"),
+    pytest.param(run_json(format_version=99), ("99", "reads 3", "run compare again"), id="another-version"),
     pytest.param(run_json(format_version=None), ("damaged", "run compare again"), id="no-version"),
     pytest.param(remove("run/survival.parquet"), ("survival.parquet", "run compare again"), id="no-table"),
     pytest.param(write("run/steps.parquet", b""), ("damaged", "run compare again"), id="empty-table"),

@@ -145,7 +145,7 @@ def test_columns_of_the_tables(case: Case) -> None:
         assert tables[name].schema.equals(schema)
     for column in ("layer_idx", "step", "position", "token_id"):
         assert tables["layers"][column].type == pa.int32()
-    assert case.found.info["format_version"] == 2
+    assert case.found.info["format_version"] == 3
 
 
 def test_every_sublayer_has_rows_at_the_sampled_steps(case: Case) -> None:

@@ -92,6 +92,11 @@ def own_modules(block: Block, kind: str) -> list[nn.Module]:
 
 def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING) -> int:
     """Parameters that the model reads when these parts are out (a sublayer goes with its own norms)."""
+    return sum(_numbers(weight) for weight in kept_weights(model, anatomy, drop))
+
+
+def kept_weights(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING) -> Iterator[nn.Parameter]:
+    """The parameters that the model reads when these parts are out, each once."""
     gone: set[int] = set()
     for block in anatomy.blocks:
         if block.layer_idx in drop.block:
@@ -100,7 +105,7 @@ def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING) -> 
             if block.layer_idx in getattr(drop, part.kind):
                 modules = own_modules(block, part.kind)
                 gone.update(id(weight) for module in modules for weight in module.parameters())
-    return sum(_numbers(weight) for _, weight in counted_parameters(model) if id(weight) not in gone)
+    yield from (weight for _, weight in counted_parameters(model) if id(weight) not in gone)
 
 
 def _numbers(weight: torch.Tensor) -> int:

@@ -7,11 +7,13 @@ from typing import Literal
 
 from prunelens.models.experts import find_mixtures, mask_experts, num_dropped_parameters
 from prunelens.models.loading import Model
-from prunelens.models.surgery import NOTHING, Drop, dropped, num_parameters, remove
+from prunelens.models.sizes import is_quantized, tensor_bytes
+from prunelens.models.surgery import NOTHING, Drop, dropped, kept_weights, num_parameters, remove
 from prunelens.models.twin import twin_of
 from prunelens.models.variant import Variant
 from prunelens.pruning.expert_scores import choose_experts, score_experts
 from prunelens.pruning.importance import Ranking, check_parts, choose, rank_redundancy
+from prunelens.pruning.matrices import zero_share
 from prunelens.pruning.recipe import Recipe
 from prunelens.pruning.sequential import Masked, mask_weights
 from prunelens.pruning.steps import ExpertStep, MaskStep, QuantizeStep, Step
@@ -56,7 +58,26 @@ class Pruned:
     def num_parameters(self) -> int:
         """Parameters that are read."""
         found = num_parameters(self.model.network, self.model.anatomy, self.drop)
-        return found - (num_dropped_parameters(self.model, self.experts) if self.experts else 0)
+        return found - self._num_in_experts
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights that are read: quantised ones as they are, others as in the dense checkpoint."""
+        each = self.dense.weight_bytes / num_parameters(self.dense.network, self.dense.anatomy)
+        found = -self._num_in_experts * each
+        for weight in kept_weights(self.model.network, self.model.anatomy, self.drop):
+            found += tensor_bytes(weight) if is_quantized(weight) else weight.numel() * each
+        return round(found)
+
+    @property
+    def zero_share(self) -> float:
+        """Share of exact zeros among the numbers of the matrices that are left in the blocks."""
+        variant = self.variant
+        return zero_share(block for block in variant.model.anatomy.blocks if block.layer_idx not in variant.drop.block)
+
+    @property
+    def _num_in_experts(self) -> int:
+        return num_dropped_parameters(self.model, self.experts) if self.experts else 0
 
 
 def apply(

@@ -4,7 +4,7 @@ A matrix is the weight of an `nn.Linear` or `Conv1D`, or one expert of a 3-D par
 faces the inputs is not taken from names: the products themselves are watched.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
+
+from prunelens.models.anatomy import Block
+from prunelens.models.sizes import is_quantized
 
 LEFT_TIMES_RIGHT = {
     torch.matmul,
@@ -66,6 +69,17 @@ def find_weights(block: nn.Module, prefix: str) -> list[Weight]:
             transposed = bool(getattr(module, "is_transposed", False))
             found += [Weight(f"{path}.{name}", module, name, transposed) for name in stacks]
     return [weight for weight in found if weight.tensor.numel() and not weight.tensor.is_meta]
+
+
+def zero_share(blocks: Iterable[Block]) -> float:
+    """Share of exact zeros among the numbers of the blocks' matrices; quantised ones are not counted."""
+    zeros = total = 0
+    for block in blocks:
+        for weight in find_weights(block.module, block.name):
+            if not is_quantized(weight.tensor):
+                zeros += int((weight.tensor == 0).sum())
+                total += weight.tensor.numel()
+    return zeros / total if total else 0.0
 
 
 Key = tuple[str, int]

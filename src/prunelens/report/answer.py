@@ -30,6 +30,18 @@ def _saved(record: Record) -> Cell:
     return Cell(percent(record["parameters_saved"]), f"{number(record['parameters'] / 1e6)} M left")
 
 
+def _bytes(record: Record) -> Cell:
+    size = record["size"]
+    zeros = f", {percent(size['zeros'])} zeros" if size["zeros"] > 0.01 else ""
+    saved = percent(size["saved"]) if size["kl_per_percent"] is not None else "none"
+    return Cell(saved, f"{number(size['bytes'] / 1e6)} MB left{zeros}")
+
+
+def _per_byte(record: Record) -> Cell:
+    found = record["size"]["kl_per_percent"]
+    return Cell(DASH, "saves no bytes") if found is None else Cell(number(found))
+
+
 def _kl_mean(record: Record) -> Cell:
     return Cell(number(record["kl"]["mean"]), interval(record["kl"]))
 
@@ -76,6 +88,18 @@ COLUMNS = (
         "Parameters saved",
         "Share of the dense model's parameters that the compressed model does without.",
         _saved,
+    ),
+    Column(
+        "Bytes saved",
+        "Share of the bytes of the dense model's weights as they are stored. For a recipe what it still reads counts, "
+        "for a checkpoint its files. The zeros of a mask are stored like other numbers, so a mask alone saves none.",
+        _bytes,
+    ),
+    Column(
+        "KL per 1 % of bytes",
+        "Mean KL divided by the bytes saved, in nats for each percent of the dense model's bytes: the damage per byte "
+        "saved, by which the table is sorted. Models that save none come last, by their KL.",
+        _per_byte,
     ),
     Column(
         "KL mean, nats",

@@ -24,6 +24,7 @@ from prunelens.report.layers import kind_name
 from prunelens.report.payload import KL_EDGES, script_json, texts_payload
 from prunelens.report.wording import number, setting, shorten, visible
 from prunelens.study.store import Run
+from prunelens.study.summary import by_damage_per_byte
 
 THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper", HALO: "--halo", ZERO: "--zero"} | {
     sentinel: f"--heat-{place}" for place, sentinel in enumerate(HEAT, 1)
@@ -54,6 +55,7 @@ def render_page(run: Run) -> str:
             theme=Markup(script_json(THEME)),
             edges=KL_EDGES,
             rows=_answer_rows(run),
+            ranked=_ranked_rows(run),
             columns=answer.COLUMNS,
             info=run.info,
             run=_described(run),
@@ -75,7 +77,7 @@ def render_page(run: Run) -> str:
 def render_summary(run: Run) -> str:
     """The answer table alone, as an HTML fragment for a notebook."""
     template = _environment().get_template("summary.html")
-    return template.render(rows=_answer_rows(run), columns=answer.COLUMNS)
+    return template.render(rows=_ranked_rows(run), columns=answer.COLUMNS)
 
 
 def _environment() -> jinja2.Environment:
@@ -114,6 +116,14 @@ def _answer_rows(run: Run) -> list[AnswerRow]:
         )
         for index, record in enumerate(run.info["summary"])
     ]
+
+
+def _ranked_rows(run: Run) -> list[AnswerRow]:
+    """The rows of the answer table, least damage per byte saved first."""
+    summary = run.info["summary"]
+    places = {id(record): index for index, record in enumerate(summary)}
+    rows = _answer_rows(run)
+    return [rows[places[id(record)]] for record in by_damage_per_byte(summary)]
 
 
 def _described(run: Run) -> dict[str, Any]:

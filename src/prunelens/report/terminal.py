@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunelens.errors import printable
-from prunelens.study.summary import free_agreement, texts_of
+from prunelens.study.summary import by_damage_per_byte, free_agreement, texts_of
 
 
 @contextmanager
@@ -48,7 +48,10 @@ def progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
 def print_result(tables: dict[str, pa.Table], info: dict[str, Any]) -> None:
     """The answer first, then what was noticed, then the first prompt side by side."""
     console = Console()
-    console.print(answer_table(info))
+    if len(info["summary"]) > 1:
+        console.print(size_table(info))
+    for table in answer_tables(info, console.width):
+        console.print(table)
     for remark in [*_remarks(info), *_noise(info)]:
         console.print(Text(remark, style="dim"))
     for record in info["summary"]:
@@ -69,19 +72,45 @@ def print_advice(summary: list[dict[str, Any]]) -> None:
     Console().print(Text(text))
 
 
-def answer_table(info: dict[str, Any]) -> Table:
-    """One column per compressed model, one row per question."""
-    prompts = info["summary"][0]["greedy_check"]["prompts"]
-    title = f"{printable(info['dense']['name'])} against {len(info['summary'])} compressed, {prompts} prompts"
-    table = Table(title=Text(title), caption="[95 % interval over prompts]", show_lines=False)
-    table.add_column("")
-    for record in info["summary"]:
-        table.add_column(Text(printable(record["compressed"])), justify="right")
-    for name, show in ROWS:
-        table.add_row(name, *[Text(show(record)) for record in info["summary"]])
+def size_table(info: dict[str, Any]) -> Table:
+    """One row per compressed model, least damage per byte saved first."""
+    table = Table(title=Text("sorted by damage per byte saved"), caption="bytes of the weights as they are stored")
+    for name in ("", "MB", "saved", "zeros", "KL per token", "KL per 1 % of bytes"):
+        table.add_column(name, justify="right" if name else "left")
+    for record in by_damage_per_byte(info["summary"]):
+        size = record["size"]
+        per = size["kl_per_percent"]
+        table.add_row(
+            Text(printable(record["compressed"]), overflow="fold"),
+            f"{size['bytes'] / 1e6:.1f}",
+            "nothing" if per is None else f"{100 * size['saved']:.1f} %",
+            f"{100 * size['zeros']:.1f} %",
+            f"{record['kl']['mean']:.4f}",
+            "" if per is None else f"{per:.2g}",
+        )
     return table
 
 
+def answer_tables(info: dict[str, Any], width: int) -> list[Table]:
+    """One column per compressed model, one row per question; as many tables as the width asks for."""
+    summary = info["summary"]
+    prompts = summary[0]["greedy_check"]["prompts"]
+    each = max(1, (width - FIRST_COLUMN) // NEXT_COLUMN)
+    tables = []
+    for start in range(0, len(summary), each):
+        title = f"{printable(info['dense']['name'])} against {len(summary)} compressed, {prompts} prompts"
+        table = Table(title=Text(title), caption="[95 % interval over prompts]", show_lines=False)
+        table.add_column("")
+        for record in summary[start : start + each]:
+            table.add_column(Text(printable(record["compressed"]), overflow="fold"), justify="right")
+        for name, show in ROWS:
+            table.add_row(name, *[Text(show(record)) for record in summary[start : start + each]])
+        tables.append(table)
+    return tables
+
+
+FIRST_COLUMN, NEXT_COLUMN = 33, 15
+"""Characters of the answer table's columns, at least."""
 NUM_PARTS = 5
 """How many of the most and of the least damaging parts the terminal shows."""
 

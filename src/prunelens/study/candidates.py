@@ -11,6 +11,7 @@ from prunelens.models.surgery import num_parameters
 from prunelens.models.variant import Variant
 from prunelens.pruning.apply import Pruned, apply, check_recipe
 from prunelens.pruning.importance import Ranking
+from prunelens.pruning.matrices import zero_share
 from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
 from prunelens.study.settings import Reporter
 
@@ -38,6 +39,16 @@ class Candidate:
             return self.pruned.num_parameters
         model = self.model or dense
         return num_parameters(model.network, model.anatomy)
+
+    def num_bytes(self, dense: Model) -> int:
+        """Bytes of its weights: the files of a model, what is read of a recipe's result."""
+        return self.pruned.num_bytes if self.pruned is not None else (self.model or dense).weight_bytes
+
+    def zero_share(self, dense: Model) -> float:
+        """Share of exact zeros among the numbers of the blocks' matrices."""
+        if self.pruned is not None:
+            return self.pruned.zero_share
+        return zero_share((self.model or dense).anatomy.blocks)
 
 
 def open_candidates(dense: Model, compressed: Sequence[Compressible]) -> list[Candidate]:

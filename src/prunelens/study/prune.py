@@ -14,7 +14,7 @@ from prunelens.models.surgery import num_parameters
 from prunelens.models.twin import named_owners, set_weight, twin_of
 from prunelens.pruning.apply import Pruned, apply, check_recipe
 from prunelens.pruning.calibration import read_calibration
-from prunelens.pruning.matrices import find_weights
+from prunelens.pruning.matrices import zero_share
 from prunelens.pruning.recipe import Recipe
 from prunelens.pruning.steps import QuantizeStep
 from prunelens.study.card import model_card
@@ -32,7 +32,7 @@ class PruneResult:
         folder: the checkpoint.
         recipe: how it was made.
         parameters, dense_parameters: numbers that are read, after and before.
-        num_bytes, dense_bytes: size of the weights on disk, after and before (before: in the same dtype).
+        num_bytes, dense_bytes: size of the weights on disk, after and before.
         sparsity, dense_sparsity: share of zeros in the matrices of the blocks that are left, after and before.
         max_difference: largest difference of a logit when plain transformers opened it again.
         notes: what a reader should know.
@@ -88,7 +88,7 @@ def prune(
     plain = Pruned(model, model)
     if steps:
         plain = apply(Recipe(steps=steps), model, texts, reporter=reporter, seed=seed)
-    sparsities = _sparsity(plain), _sparsity(Pruned(model, model))
+    sparsities = plain.zero_share, zero_share(model.anatomy.blocks)
     exported = export(
         _in_stored_dtype(plain.model, model),
         target,
@@ -107,7 +107,7 @@ def prune(
         parameters=plain.num_parameters,
         dense_parameters=dense_parameters,
         num_bytes=exported.num_bytes,
-        dense_bytes=dense_parameters * (model.stored_dtype or model.dtype).itemsize,
+        dense_bytes=model.weight_bytes,
         sparsity=sparsities[0],
         dense_sparsity=sparsities[1],
         max_difference=exported.max_difference,
@@ -160,17 +160,6 @@ def _in_stored_dtype(changed: Model, dense: Model) -> Model:
     twin.network.tie_weights()
     twin.network.config.dtype = dtype
     return twin
-
-
-def _sparsity(pruned: Pruned) -> float:
-    """Share of zeros among the weights of the matrices that are left in the blocks."""
-    zeros = total = 0
-    for block in pruned.variant.model.anatomy.blocks:
-        if block.layer_idx not in pruned.variant.drop.block:
-            for weight in find_weights(block.module, block.name):
-                zeros += int((weight.tensor == 0).sum())
-                total += weight.tensor.numel()
-    return zeros / total if total else 0.0
 
 
 def _findings(run: Path | None, recipe: Recipe, model: Model) -> dict[str, Any] | None:

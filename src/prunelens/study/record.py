@@ -34,7 +34,7 @@ def describe_run(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "dense": describe_model(dense) | {"parameters": Candidate("dense").num_parameters(dense)},
+        "dense": describe_model(dense) | describe_size(Candidate("dense"), dense),
         "compressed": [_describe_candidate(candidate, dense) for candidate in candidates],
         "ranking": _describe_ranking(ranking, settings.calibration),
         "settings": asdict(settings),
@@ -62,11 +62,20 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 
 def _describe_candidate(candidate: Candidate, dense: Model) -> dict[str, Any]:
-    found: dict[str, Any] = {"label": candidate.label, "parameters": candidate.num_parameters(dense)}
+    found: dict[str, Any] = {"label": candidate.label} | describe_size(candidate, dense)
     if candidate.pruned is not None:
         return found | {"recipe": str(candidate.recipe)} | describe_pruned(candidate.pruned)
     assert candidate.model is not None
     return found | describe_model(candidate.model)
+
+
+def describe_size(candidate: Candidate, dense: Model) -> dict[str, Any]:
+    """Parameters, bytes of the weights, and the share of zeros in the blocks' matrices."""
+    return {
+        "parameters": candidate.num_parameters(dense),
+        "bytes": candidate.num_bytes(dense),
+        "zeros": candidate.zero_share(dense),
+    }
 
 
 def describe_pruned(pruned: Pruned) -> dict[str, Any]:

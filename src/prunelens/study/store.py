@@ -16,7 +16,7 @@ from prunelens.models.cache import write_whole
 from prunelens.study.schemas import SCHEMAS
 
 FORMAT = "prunelens-run"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 REQUIRED = (
     "dense",

@@ -21,6 +21,8 @@ from prunelens.study.attributed import attributed
 from prunelens.study.rows import by_prompt, column, rows_of
 
 SURVIVAL_AT = (8, 32)
+SMALLEST_SAVING = 1e-3
+"""Share of the dense bytes below which a compressed model saves nothing."""
 NUM_DRAFTED = 4
 TIE = {"float64": 1e-8, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
 """Gap of two log-probabilities below which rounding may decide which token is the most likely one."""
@@ -48,6 +50,7 @@ def _summary(tables: dict[str, pa.Table], info: dict[str, Any], record: dict[str
         "compressed": label,
         "parameters": record["parameters"],
         "parameters_saved": 1 - cost_ratio,
+        "size": _size(info, record, token_mean(greedy, "kl_dense_compressed").value),
         "kl": _quantiles(greedy, "kl_dense_compressed") | _interval(token_mean(greedy, "kl_dense_compressed")),
         "tv": _interval(token_mean(greedy, "tv")),
         "same_top1": _interval(token_mean(greedy, "same_top1")),
@@ -72,6 +75,29 @@ def _summary(tables: dict[str, pa.Table], info: dict[str, Any], record: dict[str
         },
         "options": _options(tables, label),
         "attribution": attributed(tables, info, label, float(np.mean(column(greedy, "kl_dense_compressed")))),
+    }
+
+
+def by_damage_per_byte(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records, least KL per byte saved first; those that save no bytes last, by their KL."""
+    return sorted(
+        summary,
+        key=lambda record: (
+            record["size"]["kl_per_percent"] is None,
+            record["size"]["kl_per_percent"] or 0.0,
+            record["kl"]["mean"],
+        ),
+    )
+
+
+def _size(info: dict[str, Any], record: dict[str, Any], kl: float) -> dict[str, Any]:
+    """Bytes of the weights, and the mean KL in nats for each percent of the dense model's bytes that is saved."""
+    saved = 1 - record["bytes"] / info["dense"]["bytes"]
+    return {
+        "bytes": record["bytes"],
+        "saved": saved,
+        "zeros": record["zeros"],
+        "kl_per_percent": kl / (100 * saved) if saved >= SMALLEST_SAVING else None,
     }
 
 

@@ -79,8 +79,9 @@ def write_plain(
     dense: Model, prompt: Sequence[int], max_new_tokens: int, temperature: float | None, seed: int
 ) -> Written:
     """The dense model's text by itself; greedy where `temperature` is None."""
+    settings = _settings(dense, max_new_tokens, temperature)
     with _own_settings(dense, GenerationConfig()):
-        return _write(dense, prompt, _settings(dense, max_new_tokens, temperature), seed)
+        return _write(dense, prompt, settings, seed)
 
 
 def write_assisted(

@@ -115,7 +115,8 @@ class DraftRun:
     def cost_ratio(self) -> float | None:
         """Seconds for a drafted token over those for a token of the dense model alone; None if texts are too short."""
         later = [each for text in self.assisted for each in text.rounds[1:]]
-        return _over(sum(each.seconds for each in later), sum(len(each.token_ids) for each in later), self._step())
+        tokens = sum(len(each.token_ids) for each in later)
+        return _over(sum((each.seconds for each in later), 0.0), tokens, self._step())
 
     @property
     def check_ratio(self) -> float | None:
