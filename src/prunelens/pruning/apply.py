@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
+from prunelens.errors import PrunelensError
 from prunelens.models.experts import find_mixtures, mask_experts, num_dropped_parameters
 from prunelens.models.loading import Model
 from prunelens.models.sizes import is_quantized, tensor_bytes
@@ -13,7 +14,7 @@ from prunelens.models.twin import twin_of
 from prunelens.models.variant import Variant
 from prunelens.pruning.expert_scores import choose_experts, score_experts
 from prunelens.pruning.importance import Ranking, check_parts, choose, rank_redundancy
-from prunelens.pruning.matrices import zero_share
+from prunelens.pruning.matrices import find_weights, zero_share
 from prunelens.pruning.recipe import Recipe
 from prunelens.pruning.sequential import Masked, mask_weights
 from prunelens.pruning.steps import ExpertStep, MaskStep, QuantizeStep, Step
@@ -129,6 +130,17 @@ def check_recipe(recipe: Recipe, model: Model) -> None:
             check_quantizable(model, step.to)
     if not recipe.only_drops:
         twin_of(model)  # refuses what is offloaded
+        _check_plain(model)
+
+
+def _check_plain(model: Model) -> None:
+    for block in model.anatomy.blocks:
+        for weight in find_weights(block.module, block.name):
+            if is_quantized(weight.tensor) or not weight.tensor.is_floating_point():
+                raise PrunelensError(
+                    f"expected plain numbers in {model.name} to change, found quantised ones in {weight.name}; give "
+                    "the checkpoint from before quantisation (drop recipes work on this one)"
+                )
 
 
 def _with_twin(pruned: Pruned, name: str) -> Pruned:

@@ -76,7 +76,7 @@ def zero_share(blocks: Iterable[Block]) -> float:
     zeros = total = 0
     for block in blocks:
         for weight in find_weights(block.module, block.name):
-            if not is_quantized(weight.tensor):
+            if not is_quantized(weight.tensor) and weight.tensor.is_floating_point():
                 zeros += int((weight.tensor == 0).sum())
                 total += weight.tensor.numel()
     return zeros / total if total else 0.0

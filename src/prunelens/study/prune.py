@@ -1,8 +1,7 @@
 """Make a model smaller by a recipe and save it so that it loads elsewhere; say what was reached."""
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ from prunelens.errors import PrunelensError
 from prunelens.models.export import NUM_STEPS, WHAT, export, is_export
 from prunelens.models.folders import check_target, probe_target
 from prunelens.models.loading import Model
-from prunelens.models.surgery import num_parameters
+from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
+from prunelens.models.surgery import dropped, num_parameters
 from prunelens.models.twin import named_owners, set_weight, twin_of
 from prunelens.pruning.apply import Pruned, apply, check_recipe
 from prunelens.pruning.calibration import read_calibration
@@ -89,12 +89,14 @@ def prune(
     if steps:
         plain = apply(Recipe(steps=steps), model, texts, reporter=reporter, seed=seed)
     sparsities = plain.zero_share, zero_share(model.anatomy.blocks)
+    stored = replace(plain, model=_in_stored_dtype(plain.model, model))
+    finish = _Quantizer(stored, quantized) if quantized else None
     exported = export(
-        _in_stored_dtype(plain.model, model),
+        stored.model,
         target,
         plain.drop,
         plain.experts,
-        finish=_finish(quantized),
+        finish=finish,
         layout=layout,
         card=model_card(model, recipe, calibration, plain.notes, findings),
         recipe=str(recipe),
@@ -110,8 +112,8 @@ def prune(
         dense_bytes=model.weight_bytes,
         sparsity=sparsities[0],
         dense_sparsity=sparsities[1],
-        max_difference=exported.max_difference,
-        notes=plain.notes,
+        max_difference=finish.max_difference if finish else exported.max_difference,
+        notes=(*plain.notes, *(finish.notes if finish else ())),
     )
 
 
@@ -124,12 +126,32 @@ def check_output(target: Path) -> None:
     check_target(target, is_export, WHAT)
 
 
-def _finish(step: QuantizeStep | None) -> Callable[[Path, Path], None] | None:
-    if step is None:
-        return None
-    from prunelens.pruning.quantize import save_quantized
+class _Quantizer:
+    """Makes the quantised checkpoint of a plain one, and checks it against the model quantised in memory.
 
-    return functools.partial(save_quantized, to=step.to)
+    Attributes:
+        max_difference: largest difference of a logit between both.
+        notes: what stayed as it is.
+    """
+
+    def __init__(self, pruned: Pruned, step: QuantizeStep) -> None:
+        self._pruned = pruned
+        self._to = step.to
+        self.max_difference = 0.0
+        self.notes: tuple[str, ...] = ()
+
+    def __call__(self, plain: Path, target: Path) -> None:
+        """Fill `target` from the checkpoint in `plain`."""
+        from prunelens.pruning.quantize import quantize, save_quantized
+
+        save_quantized(plain, target, self._to)
+        twin = twin_of(self._pruned.model)
+        quantize(twin, self._to)
+        with dropped(twin.anatomy, self._pruned.drop):
+            expected = logits_of(twin.network, twin)
+        found = logits_on_reopening(target, twin, finished=True)
+        self.max_difference = checked_difference(expected, found, twin.dtype, is_exact=True)
+        self.notes = tuple(twin.notes)
 
 
 def _texts(recipe: Recipe, model: Model, calibration: Path | None, reporter: Reporter) -> Sequence[Sequence[int]]:
