@@ -1,14 +1,19 @@
-"""What masks cost over their floor, as ratios within one run: time, and peak memory above the loaded model.
+"""What making the weights sparse costs over its floor: time as ratios within one run, and the peak of memory.
 
-The floor is two plain forwards of the decoder over the calibration tokens, in the same batches: block by block,
-each block has to be run once dense and once sparse. Time is measured interleaved with the floor in one process;
-memory in a process for each method. The weights that a method makes anew (all matrices of the blocks) are part of
-its memory. Goals: wanda at most 1.3, sparsegpt at most 2.5 times the floor's time.
+The floor is two plain forwards of the decoder over the calibration tokens, in the same batches: every block has to
+be run once dense, for its statistics, and once sparse, for the inputs of the next. Each method has a process of its
+own, in which floor and method take turns, with all threads; a ratio is that of two neighbours. Memory is the peak of
+what is resident above the loaded model, in MB; the new weights of a method (all matrices of the blocks, kept beside
+the dense ones) are part of it. The tokens are random: which they are does not change the cost.
+
+The goal is at most 1.3 times the floor's time for wanda and at most 2.5 times for sparsegpt.
 
     python benchmarks/pruning.py [MODEL] [--sequences 16] [--length 512] [--repeats 3]
 """
 
 import argparse
+import ctypes
+import json
 import os
 import statistics
 import subprocess
@@ -21,74 +26,79 @@ from memory import Peak, resident
 METHODS = ("wanda:0.5", "wanda:2:4", "sparsegpt:0.5", "sparsegpt:4:8")
 
 
-def jobs(name: str, num_sequences: int, length: int) -> dict[str, Callable[[], None]]:
-    """The floor and every method, on random tokens."""
+def measure(options: argparse.Namespace) -> None:
+    """Print seconds and peaks in MB of the floor and of one method, as JSON (child process)."""
     import torch
 
     from prunelens.models.batches import equal_batches
     from prunelens.models.loading import load
     from prunelens.models.taps import decoder_of, run_decoder
     from prunelens.models.twin import twin_of
-    from prunelens.pruning.recipe import parse_recipe
     from prunelens.pruning.sequential import BATCH_TOKENS, mask_weights
     from prunelens.pruning.steps import MaskStep
 
     torch.set_num_threads(os.cpu_count() or 1)
-    model = load(name)
+    model = load(options.model, device="cpu")
+    method, _, sparsity = options.method.partition(":")
+    step = MaskStep(method=method, sparsity=sparsity)
     generator = torch.Generator().manual_seed(0)
-    shape = (num_sequences, length)
+    shape = (options.sequences, options.length)
     sequences = torch.randint(0, model.anatomy.vocab_size, shape, generator=generator).tolist()
+    decoder = decoder_of(model.network)
 
     def floor() -> None:
         with torch.no_grad():
             for batch in equal_batches(sequences, BATCH_TOKENS):
                 for _ in range(2):
-                    run_decoder(decoder_of(model.network), torch.tensor(batch))
+                    run_decoder(decoder, torch.tensor(batch))
 
-    def masker(method: str) -> Callable[[], None]:
-        step = parse_recipe(method).steps[0]
-        assert isinstance(step, MaskStep)
-        return lambda: print(end="" if mask_weights(twin_of(model), step, sequences).zeros else "no zeros")
+    def ours() -> None:
+        mask_weights(twin_of(model), step, sequences)
 
-    return {"floor": floor} | {method: masker(method) for method in METHODS}
+    with torch.no_grad():
+        run_decoder(decoder, torch.tensor([sequences[0][:2]]))  # first-use buffers
+    ctypes.CDLL(None).malloc_trim(0)  # what loading left behind would hide part of the peaks
+    before = resident()
+    turns = [(timed(floor, before), timed(ours, before)) for _ in range(options.repeats)]
+    print(json.dumps(turns))
 
 
-def measure_memory(options: argparse.Namespace) -> float:
-    """The peak of one job above the loaded model, in MB, in a process of its own."""
-    arguments = [options.model, "--sequences", str(options.sequences), "--length", str(options.length)]
-    command = [sys.executable, __file__, *arguments, "--job", options.job]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def timed(work: Callable[[], None], before: float) -> tuple[float, float]:
+    """Seconds, and the peak in MB above `before`."""
+    with Peak() as peak:
+        start = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - start
+    return seconds, peak.value - before
+
+
+def line(method: str, turns: list[list[list[float]]]) -> str:
+    """What is said of one method; the memory is that of the first turn, before anything is left behind."""
+    ratios = [ours[0] / floor[0] for floor, ours in turns]
+    (_, floor_peak), (_, our_peak) = turns[0]
+    return (
+        f"{method}: {statistics.median(ratios):.2f} of the floor (from {min(ratios):.2f} to {max(ratios):.2f}); "
+        f"memory {our_peak:.0f} MB, {our_peak / floor_peak:.1f} of the floor's"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--method", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    found = jobs(options.model, options.sequences, options.length)
-    if options.job:
-        before = resident()
-        with Peak() as peak:
-            found[options.job]()
-        print(peak.value - before)
+    if options.method:
+        measure(options)
         return
-    seconds: dict[str, list[float]] = {name: [] for name in found}
-    for _ in range(options.repeats):
-        for name, job in found.items():
-            start = time.perf_counter()
-            job()
-            seconds[name].append(time.perf_counter() - start)
-    memory = {name: measure_memory(argparse.Namespace(**vars(options) | {"job": name})) for name in found}
-    print(f"floor, two forwards: {statistics.median(seconds['floor']):.1f} s, memory {memory['floor']:.0f} MB")
-    for name in METHODS:
-        ratios = [own / floor for own, floor in zip(seconds[name], seconds["floor"], strict=True)]
-        print(
-            f"{name}: {statistics.median(ratios):.2f} of the floor (from {min(ratios):.2f} to {max(ratios):.2f}), "
-            f"memory {memory[name]:.0f} MB, {memory[name] / memory['floor']:.2f} of the floor's"
-        )
+    texts = f"{options.sequences} texts of {options.length} tokens"
+    print(f"{options.model}: {texts}, {os.cpu_count()} threads", flush=True)
+    for method in METHODS:
+        command = [sys.executable, __file__, *sys.argv[1:], "--method", method]
+        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        print(line(method, json.loads(answer.splitlines()[-1])), flush=True)
 
 
 if __name__ == "__main__":

@@ -174,6 +174,44 @@ def prune(
 
 
 @app.command()
+def benchmark(
+    dense: Annotated[str, typer.Argument(help="The dense model: a folder, a .gguf file, a hub id, or smollm2.")],
+    compressed: Annotated[list[str], typer.Argument(help="Recipes, recipe files (.yaml) or models like DENSE.")],
+    batch_size: Annotated[int, typer.Option(help="Rows read and decoded together.")] = 1,
+    context: Annotated[int, typer.Option(help="Tokens of each row's prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(help="Tokens decoded after it, one at a time.")] = 32,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each model, all models in turn.")] = 5,
+    calibration: Annotated[Path | None, typer.Option(help="Text, JSONL or .npy of ids; default its own texts.")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast and how large a dense model and compressed ones are, side by side in one run."""
+    from prunelens.report.terminal import progress
+    from prunelens.study.candidates import parse_candidates
+    from prunelens.study.speed import SpeedSettings
+    from prunelens.study.speed import benchmark as run_benchmark
+
+    settings = SpeedSettings(batch_size, context, new_tokens, repeats)
+    settings.check()
+    parse_candidates(compressed)
+    with progress() as reporter:
+        from prunelens.models.loading import load
+
+        opened = reporter(f"opening {dense}", 1)
+        model = load(dense, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        opened(1)
+        speeds = run_benchmark(model, compressed, settings, calibration, reporter)
+    from prunelens.report.speed import print_speeds, speeds_as_json
+
+    if as_json:
+        print(json.dumps({"dense": model.name} | speeds_as_json(speeds), ensure_ascii=False))
+    else:
+        print_speeds(speeds)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A folder written by compare.")]) -> None:
     """Make the page of a run again, from its tables alone."""
     from prunelens.report.page import render_page

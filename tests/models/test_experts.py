@@ -9,10 +9,11 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from conftest import ALL_FAMILIES, COMMON, MOE, VOCAB_SIZE, tiny_model
+from conftest import ALL_FAMILIES, VOCAB_SIZE
 from prunelens.errors import PrunelensError
-from prunelens.models.experts import find_mixtures, mask_experts, num_dropped_parameters, sliced_experts
+from prunelens.models.experts import mask_experts, num_dropped_parameters, sliced_experts
 from prunelens.models.loading import Model, wrap
+from prunelens.models.mixtures import find_mixtures
 from prunelens.models.twin import set_weight, twin_of
 
 EIGHT = {
@@ -140,20 +141,6 @@ def test_a_second_mask_replaces_the_first() -> None:
     assert torch.equal(logits_of(twice.network), logits_of(once.network))
 
 
-def test_what_a_mixture_is() -> None:
-    model = eight_experts("deepseek_v3")
-    mixture = find_mixtures(model)[2]
-    part = model.layers[2].mlp
-    assert (mixture.layer_idx, mixture.holder, mixture.experts, mixture.router) == (2, part, part.experts, part.gate)
-    assert (mixture.num_experts, mixture.top_k, mixture.num_groups, mixture.min_kept) == (8, 2, 2, 4)
-    assert {(name, axis) for _, name, axis in mixture.tensors()} == {
-        ("gate_up_proj", 0),
-        ("down_proj", 0),
-        ("weight", 0),
-        ("e_score_correction_bias", 0),
-    }
-
-
 def test_parameters_by_hand() -> None:
     model = eight_experts("gpt_oss")
     one = (32 * 96 + 96) + (48 * 32 + 32) + (32 + 1)  # gate and up, down, and a row of the router
@@ -197,27 +184,3 @@ def test_a_configuration_without_the_number_is_refused() -> None:
     config.num_local_experts = 5
     with pytest.raises(PrunelensError, match="does not say in one number that there are 8 experts"):
         sliced_experts(model, config, model.network.state_dict(), {layer_idx: [0] for layer_idx in range(4)})
-
-
-def test_models_without_a_mixture_are_refused() -> None:
-    with pytest.raises(PrunelensError, match=r"expected a mixture of experts, found none in .*\(family llama\)"):
-        find_mixtures(tiny_model("llama"))
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (
-            transformers.HunYuanMoEV1Config(**MOE | {"head_dim": 8, "moe_topk": 2}),
-            r"family hunyuan_v1_moe\) cannot be taken out: no module of .* returns the chosen experts",
-        ),
-        (
-            transformers.JetMoeConfig(**COMMON | {"num_local_experts": 4, "kv_channels": 8}),
-            r"family jetmoe\) cannot be taken out: its experts are not stacked in 3-D parameters",
-        ),
-    ],
-    ids=["hunyuan", "jetmoe"],
-)
-def test_other_mixtures_are_refused_with_family_and_reason(config: transformers.PreTrainedConfig, message: str) -> None:
-    with pytest.raises(PrunelensError, match=message):
-        find_mixtures(opened(config, "other"))

@@ -21,9 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from conftest import COMMON, MOE, shared_network, tiny_model, tiny_tokenizer
 from prunelens.errors import PrunelensError
 from prunelens.models import nemotron_nas
-from prunelens.models.experts import find_mixtures, mask_experts
+from prunelens.models.experts import mask_experts
 from prunelens.models.export import NUM_STEPS, Exported, export
 from prunelens.models.loading import Model, load, wrap
+from prunelens.models.mixtures import find_mixtures
 from prunelens.models.record import recorded_drop
 from prunelens.models.surgery import Drop, dropped, remove
 from prunelens.models.twin import twin_of

@@ -185,7 +185,7 @@ def test_the_seed_decides_and_nothing_of_the_caller_changes() -> None:
 def test_a_recurrent_state_cannot_be_put_back(family: str) -> None:
     dense = tiny_model(family)
     settings = dense.network.generation_config
-    with pytest.raises(PrunelensError, match=f"cannot use tiny-{family} as a draft .*stateful models.*--draft"):
+    with pytest.raises(PrunelensError, match=f"cannot run tiny-{family} with this draft .*stateful models.*--draft"):
         measure_draft(dense, Variant(dense), [PROMPT], 4, 4, 1.0, 0)
     assert dense.network.generation_config is settings
 

@@ -66,27 +66,6 @@ def check_causal(config: Any, path: Path) -> None:
         )
 
 
-def is_quantized_config(config: Any, path: Path) -> bool:
-    """Whether a configuration says that the weights are quantised.
-
-    Raises:
-        PrunelensError: in a way that transformers does not know.
-    """
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return False
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
-
-    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
-    loads = isinstance(found, dict) and (found.get("load_in_4bit") or found.get("load_in_8bit"))
-    if not loads and str(getattr(method, "value", method)) not in AUTO_QUANTIZER_MAPPING:
-        raise PrunelensError(
-            f"expected a quantisation that transformers reads in {path} ({', '.join(sorted(AUTO_QUANTIZER_MAPPING))}), "
-            f"found {method!r}; convert the checkpoint"
-        )
-    return True
-
-
 def check_complete(found: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint with gaps, which transformers fills with random numbers.
 

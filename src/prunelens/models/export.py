@@ -146,7 +146,8 @@ def _laid_out(model: Model, drop: Drop, experts: Mapping[int, Sequence[int]], re
     for name in silencing_weights(model, drop):
         state[name] = torch.zeros_like(state[name])
     if experts:
-        from prunelens.models.experts import find_mixtures, sliced_experts
+        from prunelens.models.experts import sliced_experts
+        from prunelens.models.mixtures import find_mixtures
 
         cut = (drop.block & find_mixtures(model).keys()) - experts.keys()  # all must lose equally many, these too
         some = next(iter(experts.values()))

@@ -23,7 +23,6 @@ from prunelens.models.checkpoint import (
     check_complete,
     check_files,
     check_weights,
-    is_quantized_config,
     weight_files,
 )
 from prunelens.models.fingerprint import fingerprint_files, fingerprint_model
@@ -38,7 +37,7 @@ from prunelens.models.placement import (
     place,
     plan_placement,
 )
-from prunelens.models.probe import probe_ids
+from prunelens.models.quantized import check_method, method_of, settle
 from prunelens.models.record import remove_recorded
 from prunelens.models.sizes import network_bytes, stored_bytes
 from prunelens.models.sources import resolve_name
@@ -240,7 +239,8 @@ def _read_folder(
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
     check_causal(config, path)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else None
-    quantized = is_quantized_config(config, path)
+    check_method(config, path)
+    quantized = method_of(config) is not None
     more: dict[str, Any] = {}
     if quantized:  # its scales are made for one dtype, and it is not moved once it is open
         dtype = stored or dtype
@@ -257,10 +257,8 @@ def _read_folder(
             **more,
         )
         network, found = place(placement, opener)
-        if quantized:
-            network.eval()(input_ids=probe_ids(network), use_cache=False)  # some unpack their weights when first run
+        notes = settle(network) if quantized else []
     check_complete(found, path)
-    notes = []
     if found["unexpected_keys"]:
         extra = sorted(map(str, found["unexpected_keys"]))
         notes.append(f"{len(extra)} tensors in {path} are not read by the model ({', '.join(extra[:3])}, …)")

@@ -19,7 +19,9 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
         return
     names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
     for name in names:
-        yield from plain_tensors(getattr(tensor, name))
+        inner = getattr(tensor, name)
+        if inner is not None:
+            yield from plain_tensors(inner)
 
 
 def same_numbers(left: Tensor, right: Tensor) -> bool:
@@ -40,8 +42,13 @@ def tensor_bytes(tensor: Tensor) -> int:
 
 def network_bytes(network: nn.Module) -> int:
     """Bytes of all weights in memory; tied ones count once, scales kept as buffers count too."""
-    saved = {id(tensor): tensor for tensor in network.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
-    return sum(tensor_bytes(tensor) for tensor in saved.values())
+    tied = getattr(network, "all_tied_weights_keys", {})
+    held = {
+        id(tensor): tensor
+        for name, tensor in network.state_dict(keep_vars=True).items()
+        if isinstance(tensor, Tensor) and not (tensor.is_meta and name in tied)  # offloading parts tied weights
+    }
+    return sum(tensor_bytes(tensor) for tensor in held.values())
 
 
 def stored_bytes(files: Iterable[Path]) -> int:

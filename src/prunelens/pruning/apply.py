@@ -6,8 +6,9 @@ from functools import cached_property
 from typing import Literal
 
 from prunelens.errors import PrunelensError
-from prunelens.models.experts import find_mixtures, mask_experts, num_dropped_parameters
+from prunelens.models.experts import mask_experts, num_dropped_parameters
 from prunelens.models.loading import Model
+from prunelens.models.mixtures import find_mixtures
 from prunelens.models.sizes import is_quantized, tensor_bytes
 from prunelens.models.surgery import NOTHING, Drop, dropped, kept_weights, num_parameters, remove
 from prunelens.models.twin import twin_of

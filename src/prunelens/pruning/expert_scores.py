@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from prunelens.errors import PrunelensError
 from prunelens.models.batches import equal_batches, pad_right
-from prunelens.models.experts import Mixture, Routed, check_kept, find_mixtures, routed
 from prunelens.models.loading import Model
+from prunelens.models.mixtures import Mixture, Routed, check_kept, find_mixtures, routed
 from prunelens.models.taps import decoder_of, run_decoder
 
 

@@ -82,7 +82,7 @@ def prune(
     check_recipe(recipe, model)
     probe_target(target, is_export, WHAT)
     findings = _findings(run, recipe, model)
-    texts = _texts(recipe, model, calibration, reporter)
+    texts = calibration_texts(recipe.needs_calibration, model, calibration, reporter)
     quantized = next((step for step in recipe.steps if isinstance(step, QuantizeStep)), None)
     steps = tuple(step for step in recipe.steps if step is not quantized)
     plain = Pruned(model, model)
@@ -154,11 +154,17 @@ class _Quantizer:
         self.notes = tuple(twin.notes)
 
 
-def _texts(recipe: Recipe, model: Model, calibration: Path | None, reporter: Reporter) -> Sequence[Sequence[int]]:
-    """Token ids of the calibration texts: those given, or what `compare` takes where none is given."""
+def calibration_texts(
+    needed: bool, model: Model, calibration: Path | None, reporter: Reporter
+) -> Sequence[Sequence[int]]:
+    """Token ids of the calibration texts: those given, or what `compare` takes where none is given but needed.
+
+    Raises:
+        PrunelensError: as `read_calibration`.
+    """
     if calibration is not None:
         return read_calibration(calibration, model)
-    if not recipe.needs_calibration:
+    if not needed:
         return ()
     settings = Settings()
     encoded = encode(prompts(), model, settings.chat_template, settings.max_new_tokens)

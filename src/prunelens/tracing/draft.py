@@ -113,7 +113,7 @@ def write_assisted(
     except Exception as error:  # families refuse, or break, in ways of their own
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise PrunelensError(
-            f"transformers cannot use {draft.name} as a draft of {dense.name} ({reason}); leave out --draft"
+            f"transformers cannot run {dense.name} with this draft ({reason}); leave out --draft"
         ) from error
 
 

@@ -1,0 +1,93 @@
+"""Checkpoints that are quantised already: the library each needs, and what makes their networks ready to run."""
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunelens.errors import PrunelensError
+from prunelens.models.probe import probe_ids
+
+BITSANDBYTES = "bitsandbytes"
+NEEDS: dict[str, tuple[str, ...]] = {
+    "torchao": ("torchao",),
+    BITSANDBYTES: (BITSANDBYTES,),
+    "compressed-tensors": ("compressed_tensors",),
+    "gptq": ("gptqmodel", "optimum"),
+    "awq": ("gptqmodel",),
+    "auto-round": ("auto_round",),
+    "hqq": ("hqq",),
+    "quanto": ("optimum.quanto",),
+}
+"""Modules that transformers imports to open a checkpoint of each method."""
+
+
+def method_of(config: Any) -> str | None:
+    """The method a configuration says its checkpoint is quantised with, or None for a dense one."""
+    text_config = config.get_text_config(decoder=True)
+    found = getattr(config, "quantization_config", None) or getattr(text_config, "quantization_config", None)
+    if not found:
+        return None
+    values = found if isinstance(found, dict) else found.to_dict()
+    if values.get("load_in_8bit") or values.get("load_in_4bit"):
+        return BITSANDBYTES
+    return str(getattr(values.get("quant_method"), "value", values.get("quant_method")))
+
+
+def check_method(config: Any, path: Path) -> None:
+    """Refuse a quantised checkpoint that cannot be opened here, before anything of it is read.
+
+    Raises:
+        PrunelensError: a method transformers does not know, or a library that is not installed.
+    """
+    method = method_of(config)
+    if method is None:
+        return
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    if method != BITSANDBYTES and method not in AUTO_QUANTIZER_MAPPING:
+        raise PrunelensError(
+            f"{path} is quantised by {method!r}, which transformers cannot open; compare the dense checkpoint, or "
+            "one quantised by torchao, bitsandbytes or compressed-tensors"
+        )
+    packages = [name.replace("_", "-").replace(".", "-") for name in NEEDS.get(method, ()) if not _is_installed(name)]
+    if packages:
+        raise PrunelensError(
+            f"{path} is quantised by {method}, which needs {' and '.join(packages)} to open; install with "
+            f"`pip install {' '.join(packages)}`"
+        )
+
+
+def settle(network: Any) -> list[str]:
+    """Make a quantised network ready to be looked at: weights that are unpacked on first use are unpacked.
+
+    Returns:
+        Remarks that a reader of the results should see.
+    """
+    notes = _settle_bitsandbytes(network)
+    with torch.no_grad():
+        network.eval()(input_ids=probe_ids(network), use_cache=False)
+    return notes
+
+
+def _settle_bitsandbytes(network: nn.Module) -> list[str]:
+    layers = [module for module in network.modules() if type(module).__module__.startswith(f"{BITSANDBYTES}.")]
+    for layer in layers:
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            # on CPUs with these instructions it would rearrange its weights on first use and round to bfloat16
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    if not any(type(layer).__name__ == "Linear8bitLt" for layer in layers):
+        return []
+    # it would say so at every layer of every pass; it is said once, in the notes
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    return ["the int8 layers of bitsandbytes round what they read to float16, and most of it to int8"]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # the package around it is not there
+        return False

@@ -1,0 +1,106 @@
+"""Quantising through torchao: which matrices, to which numbers, and the same when saved and opened again."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from conftest import COMMON, tiny_model
+from prunelens.errors import PrunelensError
+from prunelens.models.loading import Model, wrap
+from prunelens.models.twin import twin_of
+from prunelens.pruning.apply import apply
+from prunelens.pruning.quantize import quantize, save_quantized
+from prunelens.pruning.recipe import parse_recipe
+
+IDS = torch.tensor([[5, 9, 31, 7, 50]])
+
+
+def wide_model(dtype: torch.dtype = torch.float32) -> Model:
+    torch.manual_seed(0)
+    config = LlamaConfig(**COMMON | {"hidden_size": 64, "intermediate_size": 128})
+    return wrap(AutoModelForCausalLM.from_config(config).eval().to(dtype))
+
+
+def rounded(weight: torch.Tensor, to: str) -> torch.Tensor:
+    """Rounded to nearest: int8 over the largest of a row, int4 over the largest of 32 numbers."""
+    groups = weight.double().unflatten(1, (-1, weight.shape[1] if to == "int8" else 32))
+    scale = groups.abs().amax(dim=-1, keepdim=True) / (127.5 if to == "int8" else 7.5)
+    low, high = (-128, 127) if to == "int8" else (-8, 7)
+    return ((groups / scale).round().clamp(low, high) * scale).flatten(1)
+
+
+@pytest.mark.parametrize("to", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_linear_layers_of_the_blocks_are_quantised(to: str, dtype: torch.dtype) -> None:
+    model = wide_model(dtype)
+    before = {name: weight.clone() for name, weight in model.network.named_parameters()}
+    twin = twin_of(model)
+    quantize(twin, to)  # type: ignore[arg-type]
+    for name, weight in twin.network.named_parameters():
+        if name.endswith("proj.weight"):
+            error = (weight.dequantize().double() - before[name].double()).abs()
+            step = rounded(before[name], to) - before[name].double()
+            assert error.max() < 1.2 * step.abs().max() + 1e-2 * before[name].double().abs().max(), name
+            assert error.mean() < 1.2 * step.abs().mean() + 1e-3, name
+        else:
+            assert weight is dict(model.network.named_parameters())[name], name
+    assert all(torch.equal(before[name], weight) for name, weight in model.network.named_parameters())
+    assert torch.isfinite(twin.network(IDS).logits).all()
+    assert len(twin.network.generate(IDS, max_new_tokens=3, do_sample=False, pad_token_id=0)[0]) > 5
+
+
+@pytest.mark.parametrize("to", ["int8", "int4"])
+def test_saved_and_opened_it_is_what_it_was_in_memory(tmp_path: Path, to: str) -> None:
+    model = wide_model()
+    plain, target = tmp_path / "plain", tmp_path / "target"
+    model.network.save_pretrained(plain)
+    target.mkdir()
+    save_quantized(plain, target, to)  # type: ignore[arg-type]
+    opened = AutoModelForCausalLM.from_pretrained(target)
+    twin = twin_of(model)
+    quantize(twin, to)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        assert torch.equal(opened(IDS).logits, twin.network(IDS).logits)
+
+
+def test_what_stays_is_told() -> None:
+    mixture = apply(parse_recipe("quantize:int8"), tiny_model("mixtral"))
+    assert any("experts in one tensor" in note for note in mixture.notes)
+    narrow = apply(parse_recipe("quantize:int4"), tiny_model())  # 48 inputs of down_proj are no multiple of 32
+    assert any("multiple of 32" in note for note in narrow.notes)
+    assert any("one byte" in note for note in narrow.notes)
+    assert type(narrow.model.network.model.layers[0].mlp.down_proj.weight) is torch.nn.Parameter
+    assert not apply(parse_recipe("quantize:int8"), tiny_model()).notes
+
+
+def test_a_model_without_linear_layers_is_refused() -> None:
+    with pytest.raises(PrunelensError, match="none that torchao takes"):
+        apply(parse_recipe("quantize:int8"), tiny_model("gpt2"))
+
+
+def test_what_is_quantised_cannot_be_masked() -> None:
+    twin = twin_of(tiny_model())
+    quantize(twin, "int8")
+    with pytest.raises(PrunelensError, match="before quantisation"):
+        apply(parse_recipe("magnitude:0.5"), twin)
+
+
+def test_without_torchao_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(PrunelensError, match=r"torchao; install it with `pip install"):
+        apply(parse_recipe("quantize:int4"), model)
+
+
+def test_bytes_are_counted_as_stored() -> None:
+    model = wide_model()
+    linear = sum(w.numel() for name, w in model.network.named_parameters() if name.endswith("proj.weight"))
+    rows = sum(w.shape[0] for name, w in model.network.named_parameters() if name.endswith("proj.weight"))
+    pruned = apply(parse_recipe("quantize:int8"), model)
+    others = model.network.num_parameters() - linear
+    assert pruned.num_bytes == 4 * others + linear + rows * (4 + 1)  # a scale and a zero point for each row
+    assert apply(parse_recipe("magnitude:0.5"), model).num_bytes == model.weight_bytes
+    assert apply(parse_recipe("drop-mlp@1"), model).num_bytes == model.weight_bytes - 4 * (3 * 64 * 128 + 64)
