@@ -157,10 +157,10 @@ def prune(
     parsed = parse_recipe(recipe)
     with progress() as reporter:
         from prunelens.models.loading import load
-        from prunelens.study.prune import check_output
+        from prunelens.study.prune import check_request
         from prunelens.study.prune import prune as run_prune
 
-        check_output(output)
+        check_request(parsed, output, layout)
         opened = reporter(f"opening {model}", 1)
         dense = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         opened(1)
@@ -189,9 +189,9 @@ def benchmark(
 ) -> None:
     """Measure how fast and how large a dense model and compressed ones are, side by side in one run."""
     from prunelens.report.terminal import progress
+    from prunelens.study.benchmark import benchmark as run_benchmark
     from prunelens.study.candidates import parse_candidates
     from prunelens.study.speed import SpeedSettings
-    from prunelens.study.speed import benchmark as run_benchmark
 
     settings = SpeedSettings(batch_size, context, new_tokens, repeats)
     settings.check()

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from conftest import COMMON, tiny_model
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, wrap
+from prunelens.models.surgery import dropped
 from prunelens.models.twin import twin_of
 from prunelens.pruning.apply import apply
 from prunelens.pruning.quantize import quantize, save_quantized
@@ -74,6 +75,16 @@ def test_what_stays_is_told() -> None:
     assert any("one byte" in note for note in narrow.notes)
     assert type(narrow.model.network.model.layers[0].mlp.down_proj.weight) is torch.nn.Parameter
     assert not apply(parse_recipe("quantize:int8"), tiny_model()).notes
+
+
+def test_parts_are_taken_out_of_a_quantised_model() -> None:
+    pruned = apply(parse_recipe("drop-attention@1+drop-mlp@2+quantize:int8"), wide_model())
+    layers = pruned.variant.model.network.model.layers
+    assert layers[1].self_attn.q_proj.weight.numel() == layers[2].mlp.up_proj.weight.numel() == 0
+    with torch.inference_mode():
+        found = pruned.variant.model.network(IDS).logits
+        with dropped(pruned.model.anatomy, pruned.drop):
+            assert torch.equal(found, pruned.model.network(IDS).logits)
 
 
 def test_a_model_without_linear_layers_is_refused() -> None:

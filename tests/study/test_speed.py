@@ -22,8 +22,9 @@ from prunelens.models.surgery import NOTHING, Drop
 from prunelens.models.twin import named_owners, set_weight, twin_of
 from prunelens.models.variant import Variant
 from prunelens.report.speed import print_speeds, size_in_words, speed_table, speeds_as_json
+from prunelens.study.benchmark import benchmark
 from prunelens.study.runs import CacheSize, Run
-from prunelens.study.speed import Speed, SpeedSettings, Spread, benchmark, measure_speeds
+from prunelens.study.speed import Speed, SpeedSettings, Spread, measure_speeds
 
 SMALL = SpeedSettings(batch_size=2, context=10, new_tokens=3, repeats=2)
 FIRST = Drop(attention=frozenset([0]))

@@ -54,7 +54,12 @@ def remove(anatomy: Anatomy, drop: Drop) -> None:
         for part in module.modules():
             for name, weight in part._parameters.items():
                 if weight is not None:
-                    part._parameters[name] = nn.Parameter(weight.new_empty(0), requires_grad=False)
+                    part._parameters[name] = _empty_like(weight)
+
+
+def _empty_like(weight: torch.Tensor) -> nn.Parameter:
+    """Nothing, in the dtype of a weight (quantised ones know no `new_empty`)."""
+    return nn.Parameter(torch.empty(0, dtype=weight.dtype, device=weight.device), requires_grad=False)
 
 
 def _forwards_without(anatomy: Anatomy, drop: Drop) -> dict[nn.Module, Callable[..., Any]]:

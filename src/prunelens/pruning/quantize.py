@@ -47,20 +47,26 @@ def quantize(model: Model, to: Format) -> None:
 
     check_quantizable(model, to)
     chosen = {module for _, module in _linears(model, to)}
+    model.notes.extend(quantization_notes(model, to))
+    with quiet():
+        quantize_(model.network, _config(to), filter_fn=lambda module, name: module in chosen)
+
+
+def quantization_notes(model: Model, to: Format) -> list[str]:
+    """What a reader should know of the format, and what of a model not quantised yet would stay as it is."""
+    chosen = {module for _, module in _linears(model, to)}
     weights = [weight for block in model.anatomy.blocks for weight in find_weights(block.module, block.name)]
     total = sum(weight.tensor.numel() for weight in weights)
     done = sum(weight.tensor.numel() for weight in weights if weight.module in chosen)
-    with quiet():
-        quantize_(model.network, _config(to), filter_fn=lambda module, name: module in chosen)
+    notes: list[str] = []
     if done < total:
-        model.notes.append(
+        notes.append(
             f"quantize:{to} took {100 * done / total:.1f} % of the blocks' matrices; experts in one tensor, Conv1D, "
             f"and layers whose inputs are no multiple of {GROUP} (int4) stay as they are"
         )
     if to == "int4":
-        model.notes.append(
-            "quantize:int4: torchao stores these 4-bit numbers in one byte each, so disk and memory hold 8"
-        )
+        notes.append("quantize:int4: torchao stores these 4-bit numbers in one byte each, so disk and memory hold 8")
+    return notes
 
 
 def save_quantized(plain: Path, target: Path, to: Format) -> None:

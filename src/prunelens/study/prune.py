@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunelens.errors import PrunelensError
-from prunelens.models.export import NUM_STEPS, WHAT, export, is_export
+from prunelens.models.export import LAYOUTS, NUM_STEPS, WHAT, export, is_export
 from prunelens.models.folders import check_target, probe_target
 from prunelens.models.loading import Model
 from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
@@ -79,11 +79,12 @@ def prune(
     Raises:
         PrunelensError: bad input, a family that cannot express the result, or no space; nothing is left behind.
     """
+    check_request(recipe, target, layout)
     check_recipe(recipe, model)
     probe_target(target, is_export, WHAT)
     findings = _findings(run, recipe, model)
     texts = calibration_texts(recipe.needs_calibration, model, calibration, reporter)
-    quantized = next((step for step in recipe.steps if isinstance(step, QuantizeStep)), None)
+    quantized = _quantize_step(recipe)
     steps = tuple(step for step in recipe.steps if step is not quantized)
     plain = Pruned(model, model)
     if steps:
@@ -91,6 +92,7 @@ def prune(
     sparsities = plain.zero_share, zero_share(model.anatomy.blocks)
     stored = replace(plain, model=_in_stored_dtype(plain.model, model))
     finish = _Quantizer(stored, quantized) if quantized else None
+    notes = (*plain.notes, *(finish.notes if finish else ()))
     exported = export(
         stored.model,
         target,
@@ -98,7 +100,7 @@ def prune(
         plain.experts,
         finish=finish,
         layout=layout,
-        card=model_card(model, recipe, calibration, plain.notes, findings),
+        card=model_card(model, recipe, calibration, notes, findings),
         recipe=str(recipe),
         advance=reporter("saving and opening again", NUM_STEPS),
     )
@@ -113,17 +115,25 @@ def prune(
         sparsity=sparsities[0],
         dense_sparsity=sparsities[1],
         max_difference=finish.max_difference if finish else exported.max_difference,
-        notes=(*plain.notes, *(finish.notes if finish else ())),
+        notes=notes,
     )
 
 
-def check_output(target: Path) -> None:
-    """Refuse, before a model is opened, a folder that holds something else.
+def check_request(recipe: Recipe, target: Path, layout: str) -> None:
+    """Refuse, before a model is opened, a folder that holds something else, or a layout that is not there.
 
     Raises:
-        PrunelensError: as said.
+        PrunelensError: as said, or a layout that cannot hold quantised weights.
     """
     check_target(target, is_export, WHAT)
+    if layout not in LAYOUTS:
+        raise PrunelensError(f"expected a --format of {' or '.join(LAYOUTS)}, found {layout!r}")
+    if layout != LAYOUTS[0] and _quantize_step(recipe):
+        raise PrunelensError(f"--format {layout} cannot hold quantised weights; leave one of the two out")
+
+
+def _quantize_step(recipe: Recipe) -> QuantizeStep | None:
+    return next((step for step in recipe.steps if isinstance(step, QuantizeStep)), None)
 
 
 class _Quantizer:
@@ -131,14 +141,16 @@ class _Quantizer:
 
     Attributes:
         max_difference: largest difference of a logit between both.
-        notes: what stayed as it is.
+        notes: what a reader should know, such as what stays as it is.
     """
 
     def __init__(self, pruned: Pruned, step: QuantizeStep) -> None:
+        from prunelens.pruning.quantize import quantization_notes
+
         self._pruned = pruned
         self._to = step.to
         self.max_difference = 0.0
-        self.notes: tuple[str, ...] = ()
+        self.notes = tuple(quantization_notes(pruned.model, step.to))
 
     def __call__(self, plain: Path, target: Path) -> None:
         """Fill `target` from the checkpoint in `plain`."""
@@ -151,7 +163,6 @@ class _Quantizer:
             expected = logits_of(twin.network, twin)
         found = logits_on_reopening(target, twin, finished=True)
         self.max_difference = checked_difference(expected, found, twin.dtype, is_exact=True)
-        self.notes = tuple(twin.notes)
 
 
 def calibration_texts(

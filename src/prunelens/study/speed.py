@@ -7,8 +7,7 @@ inside a repeat. All read the same random tokens: what a text says does not chan
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int64
@@ -18,15 +17,11 @@ from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model
 from prunelens.models.placement import is_out_of_memory
 from prunelens.models.sizes import is_quantized, network_bytes, tensor_bytes
-from prunelens.models.surgery import NOTHING, Drop, kept_weights
+from prunelens.models.surgery import NOTHING, kept_weights
 from prunelens.models.variant import Variant
-from prunelens.pruning.apply import Pruned
-from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.matrices import zero_share
-from prunelens.study.candidates import Candidate, Compressible, apply_recipes, open_candidates
-from prunelens.study.prune import calibration_texts
 from prunelens.study.runs import Added, Run, added_memory, cuda_devices, run_once
-from prunelens.study.settings import Advance, Reporter, silent
+from prunelens.study.settings import Advance
 
 OVERHEAD_PASSES = 2
 """Untimed runs of each model: one warms it up, one is watched for its memory."""
@@ -147,7 +142,7 @@ def measure_speeds(variants: Mapping[str, Variant], settings: SpeedSettings, adv
             returns no cache, or memory that does not suffice.
     """
     settings.check()
-    _check_lengths(variants, settings)
+    check_lengths(variants, settings)
     ids = _random_ids(variants, settings)
     watched = {label: _Watched(variant) for label, variant in variants.items()}
     for one_pass in (_warm_up, _watch_memory, *[_time] * settings.repeats):
@@ -158,7 +153,12 @@ def measure_speeds(variants: Mapping[str, Variant], settings: SpeedSettings, adv
     return _results(watched, settings)
 
 
-def _check_lengths(variants: Mapping[str, Variant], settings: SpeedSettings) -> None:
+def check_lengths(variants: Mapping[str, Variant], settings: SpeedSettings) -> None:
+    """Refuse a text that is longer than a model's positions.
+
+    Raises:
+        PrunelensError: it is, for the model named.
+    """
     if not variants:
         raise PrunelensError("expected at least one model to measure, found none; name the dense one")
     asked = settings.context + settings.new_tokens
@@ -300,58 +300,3 @@ def _conditions(speed: Speed, found: _Watched) -> Iterator[str]:
             f"{len(windows)} of its layers keep at most the last {max(windows)} tokens, so that the KV bytes per token "
             "fall as the context grows beyond them"
         )
-
-
-def benchmark(
-    dense: Model,
-    compressed: Sequence[Compressible],
-    settings: SpeedSettings,
-    calibration: Path | None = None,
-    reporter: Reporter = silent,
-) -> list[Speed]:
-    """Open or make compressed models, and measure them beside the dense one, which is labelled `dense`.
-
-    Args:
-        dense: the dense model, which stays as it is.
-        compressed: recipes and models, as in `compare`.
-        settings: what is run.
-        calibration: text, JSONL or .npy of token ids; None for the model's own texts, where a recipe needs any.
-        reporter: progress display.
-
-    Raises:
-        PrunelensError: as `open_candidates`, `apply` and `measure_speeds`.
-    """
-    settings.check()
-    candidates = open_candidates(dense, compressed)
-    _check_lengths(_variants(dense, candidates), settings)
-    recipes = [found.recipe for found in candidates if found.recipe is not None]
-    texts = calibration_texts(any(recipe.needs_calibration for recipe in recipes), dense, calibration, reporter)
-    ranking = None
-    if any(recipe.needs_ranking for recipe in recipes):
-        ranking = rank_redundancy(dense, texts, advance=reporter("ranking sublayers", sum(map(len, texts))))
-    apply_recipes(candidates, dense, texts, ranking, reporter, settings.seed)
-    variants = _variants(dense, candidates)
-    speeds = measure_speeds(variants, settings, reporter("measuring", settings.num_runs(len(variants))))
-    others = [_as_saved(speed, found) for speed, found in zip(speeds[1:], candidates, strict=True)]
-    return [replace(speeds[0], notes=(*speeds[0].notes, *dense.notes)), *others]
-
-
-def _variants(dense: Model, candidates: Sequence[Candidate]) -> dict[str, Variant]:
-    return {"dense": Variant(dense)} | {found.label: found.variant(dense) for found in candidates}
-
-
-def _as_saved(speed: Speed, found: Candidate) -> Speed:
-    """With the bytes that `prune` would write of a recipe's result, and what was noted when it was made or opened."""
-    if found.pruned is None:
-        return replace(speed, notes=(*speed.notes, *(found.model.notes if found.model is not None else ())))
-    pruned, notes = found.pruned, [*speed.notes, *found.pruned.notes]
-    if pruned.drop.attention or pruned.drop.mlp:
-        notes.append("saved, its single sublayers stay on disk as zeros, unless --format nemotron-nas leaves them out")
-    if pruned.experts:
-        notes.append("its dropped experts stay in memory here; a saved checkpoint leaves them out")
-    return replace(speed, weight_bytes_stored=_saved_bytes(pruned), notes=tuple(notes))
-
-
-def _saved_bytes(pruned: Pruned) -> int:
-    """Bytes of weights that `prune` writes: whole blocks and experts are cut out, single sublayers are zeros."""
-    return replace(pruned, drop=Drop(block=pruned.drop.block)).num_bytes
