@@ -99,7 +99,9 @@ def test_it_opens_and_is_compared(kind: str, dense: Path, tmp_path: Path) -> Non
     assert 0 < record["kl"]["mean"] < 1
     assert 0.2 < record["size"]["saved"] < 0.9
     assert found.tables["layers"].num_rows
-    assert found.tables["attribution"].num_rows
+    parts = found.tables["attribution"]
+    assert parts.num_rows
+    assert "rest" not in parts.filter(parts["changed"])["sublayer"].to_pylist()
 
 
 def with_config(dense: Path, target: Path, quantization: dict[str, Any]) -> Path:

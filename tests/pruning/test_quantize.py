@@ -87,9 +87,16 @@ def test_parts_are_taken_out_of_a_quantised_model() -> None:
             assert torch.equal(found, pruned.model.network(IDS).logits)
 
 
-def test_a_model_without_linear_layers_is_refused() -> None:
+@pytest.mark.parametrize("family", ["mamba", "jamba", "qwen3_next", "deepseek_v3", "phi3", "opt", "lfm2"])
+def test_families_run_quantised(family: str) -> None:
+    pruned = apply(parse_recipe("quantize:int8"), tiny_model(family))
+    assert torch.isfinite(pruned.variant.model.network(IDS).logits).all()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "falcon"])
+def test_a_model_without_plain_linear_layers_is_refused(family: str) -> None:
     with pytest.raises(PrunelensError, match="none that torchao takes"):
-        apply(parse_recipe("quantize:int8"), tiny_model("gpt2"))
+        apply(parse_recipe("quantize:int8"), tiny_model(family))
 
 
 def test_what_is_quantised_cannot_be_masked() -> None:

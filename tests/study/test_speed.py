@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 import prunelens.cli
+import prunelens.study.benchmark as benchmark_module
 import prunelens.study.runs as runs
 import prunelens.study.speed as speed_module
 from conftest import tiny_model, words
@@ -458,13 +459,13 @@ def test_calibration_texts_are_read_where_given(
     text = tmp_path / "text.txt"
     text.write_text(words(*range(3, 40)), encoding="utf-8")
     taken: list[Any] = []
-    own = speed_module.apply_recipes
+    own = benchmark_module.apply_recipes
 
     def watched(candidates: Any, dense: Model, texts: Any, ranking: Any, *rest: Any) -> None:
         taken.append((texts, ranking))
         own(candidates, dense, texts, ranking, *rest)
 
-    monkeypatch.setattr(speed_module, "apply_recipes", watched)
+    monkeypatch.setattr(benchmark_module, "apply_recipes", watched)
     benchmark(model, [recipe], SMALL, text)
     ((texts, ranking),) = taken
     assert [token for row in texts for token in row if token > 2] == list(range(3, 40))
@@ -474,7 +475,7 @@ def test_calibration_texts_are_read_where_given(
 
 
 def test_what_cannot_be_measured_is_refused_before_recipes_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed_module, "apply_recipes", None)
+    monkeypatch.setattr(benchmark_module, "apply_recipes", None)
     model = tiny_model()
     for compressed, changed, message in (
         (["magnitude:0.5"], {"context": 126}, "at most 128 together"),

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ from prunelens.models.placement import (
     place,
     plan_placement,
 )
-from prunelens.models.quantized import check_method, method_of, settle
+from prunelens.models.proofs import tolerating
+from prunelens.models.quantized import check_method, method_of, rounding_of, settle
 from prunelens.models.record import remove_recorded
 from prunelens.models.sizes import network_bytes, stored_bytes
 from prunelens.models.sources import resolve_name
@@ -183,7 +184,8 @@ def wrap(network: Any, tokenizer: Any = None, name: str = "model") -> Model:
 def _opened(name: str, network: Any, tokenizer: Any, fingerprint: str, notes: list[str]) -> Model:
     network.eval().requires_grad_(False)
     try:
-        anatomy = find_anatomy(network)
+        with tolerating(rounding_of(network)):
+            anatomy = find_anatomy(network)
     except PrunelensError as error:
         raise PrunelensError(f"{name}: {error}") from error
     return Model(name, network, tokenizer, anatomy, fingerprint, notes)
@@ -256,8 +258,9 @@ def _read_folder(
             ignore_mismatched_sizes=True,  # they are refused below, by name
             **more,
         )
-        network, found = place(placement, opener)
-        notes = settle(network) if quantized else []
+        with redirect_stderr(io.StringIO()) if quantized else nullcontext():  # progress bars without another switch
+            network, found = place(placement, opener)
+            notes = settle(network) if quantized else []
     check_complete(found, path)
     if found["unexpected_keys"]:
         extra = sorted(map(str, found["unexpected_keys"]))

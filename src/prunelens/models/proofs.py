@@ -1,6 +1,8 @@
 """Nothing that was found in a model is believed before these have been checked on real numbers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +13,30 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 3e-2, torc
 # of float64 too: some families round in between
 
 
+_AT_LEAST: ContextVar[float] = ContextVar("tolerance", default=0.0)
+
+
+@contextmanager
+def tolerating(share: float) -> Iterator[None]:
+    """Take differences up to this share for rounding while the body runs."""
+    before = _AT_LEAST.set(share)
+    try:
+        yield
+    finally:
+        _AT_LEAST.reset(before)
+
+
+def _tolerance(*dtypes: torch.dtype) -> float:
+    return max(_AT_LEAST.get(), *(TOLERANCE.get(dtype, 0.1) for dtype in dtypes))
+
+
 class UnprovedError(Exception):
     """Says what was expected of a model, and what was found."""
 
 
 def is_close(found: Tensor, expected: Tensor) -> bool:
     """Whether the difference is rounding, relative to the norm of what was expected."""
-    tolerance = max(TOLERANCE.get(tensor.dtype, 0.1) for tensor in (found, expected))
+    tolerance = _tolerance(found.dtype, expected.dtype)
     difference = (found.to(expected.device).double() - expected.double()).norm()
     return bool(difference <= tolerance * expected.double().norm())
 
@@ -34,8 +53,7 @@ def solve_scales(source: Tensor, result: Tensor, parts: Sequence[Tensor], name: 
         raise UnprovedError(f"expected parts in {name} that add up to its residual stream, found none")
     wanted = (result - source).double().flatten().cpu()
     matrix = torch.stack([part.double().flatten().cpu() for part in parts], dim=1)
-    dtypes = [result.dtype, *(part.dtype for part in parts)]
-    tolerance = max(TOLERANCE.get(dtype, 0.1) for dtype in dtypes)
+    tolerance = _tolerance(result.dtype, *(part.dtype for part in parts))
     tolerance *= max(float(source.double().norm()), float(result.double().norm()))
     if float((matrix.sum(dim=1) - wanted).norm()) <= tolerance:
         return [1.0] * len(parts)

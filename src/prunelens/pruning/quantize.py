@@ -10,6 +10,8 @@ from torch import nn
 
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, quiet
+from prunelens.models.probe import probe_ids
+from prunelens.models.taps import decoder_of, run_decoder
 from prunelens.pruning.matrices import find_weights
 from prunelens.pruning.steps import Format
 
@@ -98,9 +100,24 @@ def save_quantized(plain: Path, target: Path, to: Format) -> None:
 
 
 def _linears(model: Model, to: Format) -> Iterator[tuple[str, nn.Linear]]:
+    """Linear layers inside the blocks that are called as such; a weight that is read directly must stay plain."""
+    called: set[nn.Module] = set()
+    handles = [
+        module.register_forward_hook(lambda module, args, output: called.add(module))
+        for module in model.network.modules()
+        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    ]
+    try:
+        with torch.inference_mode():
+            run_decoder(decoder_of(model.network), probe_ids(model.network))
+    finally:
+        for handle in handles:
+            handle.remove()
     for block in model.anatomy.blocks:
         for name, module in block.module.named_modules(prefix=block.name):
-            fits = isinstance(module, nn.Linear) and (to == "int8" or module.in_features % GROUP == 0)
+            fits = (
+                module in called and isinstance(module, nn.Linear) and (to == "int8" or module.in_features % GROUP == 0)
+            )
             if fits and module.weight.numel():
                 yield name, module
 

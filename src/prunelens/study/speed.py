@@ -7,7 +7,7 @@ inside a repeat. All read the same random tokens: what a text says does not chan
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Int64

@@ -198,14 +198,15 @@ def changed_parts(dense: Model, variant: Variant) -> list[Part]:
 
 def _tensors_by_part(model: Model) -> dict[Part, dict[str, Tensor]]:
     left = dict(model.network.state_dict(keep_vars=True))
+    names = {module: name for name, module in model.network.named_modules()}
     found: dict[Part, dict[str, Tensor]] = {}
     for block in model.anatomy.blocks:
         for sublayer in block.sublayers:
             own: dict[str, Tensor] = {}
             for number, module in enumerate(own_modules(block, sublayer.kind)):
                 own |= {f"{number}.{name}": tensor for name, tensor in module.state_dict(keep_vars=True).items()}
-            held = {id(tensor) for tensor in own.values()}
-            left = {name: tensor for name, tensor in left.items() if id(tensor) not in held}
+                inside = f"{names[module]}."
+                left = {name: tensor for name, tensor in left.items() if not name.startswith(inside)}
             found[sublayer.kind, block.layer_idx] = own
     return found | {REST: left}
 
