@@ -22,6 +22,7 @@ bench: $(VENV)/.dev ## cost and memory of the traces, as ratios within one run
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/pruning.py
 
 screenshot: $(VENV)/.dev demo-run/report.html ## the README's picture of the page
 	$(BIN)/python docs/screenshot.py demo-run/report.html docs/report.png
