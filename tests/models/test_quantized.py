@@ -23,6 +23,7 @@ from conftest import COMMON, tiny_tokenizer, words
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import load
 from prunelens.study.compare import compare
+from prunelens.study.result import Comparison
 
 IDS = torch.tensor([[5, 9, 31, 7, 50]])
 CONFIGS = {
@@ -42,10 +43,18 @@ COMPRESSED_TENSORS = {
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dense")
+    return saved(tmp_path_factory.mktemp("dense"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("half"), torch.bfloat16)
+
+
+def saved(folder: Path, dtype: torch.dtype) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(**COMMON | {"hidden_size": 64, "intermediate_size": 128})
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
@@ -80,6 +89,14 @@ def quantized(kind: str, dense: Path, target: Path) -> Path:
     return target
 
 
+def assert_every_sublayer_is_measured(found: Comparison) -> None:
+    """All matrices of the blocks have changed and do something; embedding, norms and head are the dense ones."""
+    rows = found.tables["attribution"].to_pylist()
+    changed = {(row["sublayer"], row["layer_idx"]) for row in rows if row["changed"]}
+    assert changed == {(kind, layer_idx) for kind in ("attention", "mlp") for layer_idx in range(4)}
+    assert all(row["kl_alone"] > 0 and row["kl_all_but"] > 0 for row in rows if row["changed"])
+
+
 @pytest.mark.parametrize("kind", [*CONFIGS, *COMPRESSED_TENSORS])
 def test_it_opens_and_is_compared(kind: str, dense: Path, tmp_path: Path) -> None:
     folder = quantized(kind, dense, tmp_path / "quantized")
@@ -90,7 +107,13 @@ def test_it_opens_and_is_compared(kind: str, dense: Path, tmp_path: Path) -> Non
         assert torch.allclose(model.network(IDS).logits, expected, atol=0.01 if "nf4" in kind else 1e-6)
         before = load(dense).network(IDS).logits
         assert 0 < (model.network(IDS).logits - before).abs().max() < 0.5 * before.abs().max()
-    assert model.dtype.is_floating_point
+        own, theirs = (
+            network.generate(IDS, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+            for network in (model.network, plain)
+        )
+    assert own.shape == (1, 9)
+    assert "nf4" in kind or torch.equal(own, theirs)
+    assert model.dtype == torch.float32
     assert model.weight_bytes == sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(words(3, 4, 5) + "\n" + words(6, 7, 8, 9) + "\n")
@@ -99,9 +122,24 @@ def test_it_opens_and_is_compared(kind: str, dense: Path, tmp_path: Path) -> Non
     assert 0 < record["kl"]["mean"] < 1
     assert 0.2 < record["size"]["saved"] < 0.9
     assert found.tables["layers"].num_rows
-    parts = found.tables["attribution"]
-    assert parts.num_rows
-    assert "rest" not in parts.filter(parts["changed"])["sublayer"].to_pylist()
+    assert_every_sublayer_is_measured(found)
+
+
+@pytest.mark.parametrize("kind", list(CONFIGS))
+def test_it_computes_in_its_own_dtype(kind: str, half: Path, tmp_path: Path) -> None:
+    folder = quantized(kind, half, tmp_path / "quantized")
+    model = load(folder, dtype="float32")  # its scales are made for bfloat16
+    assert model.dtype == model.stored_dtype == torch.bfloat16
+    plain = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu").eval()
+    with torch.inference_mode():
+        found, expected = model.network(IDS).logits, plain(IDS).logits
+        assert found.dtype == torch.bfloat16
+        assert torch.allclose(found, expected, atol=0.02) if "nf4" in kind else torch.equal(found, expected)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(words(3, 4, 5) + "\n", encoding="utf-8")
+    result = compare(load(half, dtype="bfloat16"), folder, prompts=prompts, max_new_tokens=4, attribute=True)
+    assert 0 < result.summary[0]["kl"]["mean"] < 1
+    assert_every_sublayer_is_measured(result)
 
 
 def with_config(dense: Path, target: Path, quantization: dict[str, Any]) -> Path:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import mask_oracle
 from prunelens.errors import PrunelensError
 from prunelens.pruning.masks import magnitude_mask, wanda_mask
-from prunelens.pruning.sparsegpt import sparsegpt_weight
+from prunelens.pruning.sparsegpt import curvature, sparsegpt_weight
 from prunelens.pruning.steps import Pattern
 
 PATTERNS = [0.5, 0.3, 0.9, (2, 4), (4, 8), (1, 4), (3, 6)]
@@ -75,7 +75,7 @@ def test_sparsegpt_equals_the_slow_one(asked: mask_oracle.Pattern, columns: int)
     weight, sequences = some_weight(2, 20, columns, ties=False), some_sequences(2, columns)
     for one in sequences:
         one[:, [3, 11]] = 0  # dead inputs
-    found = sparsegpt_weight(weight, products_of(sequences), len(sequences), pattern_of(asked))
+    found = sparsegpt_weight(weight, curvature(products_of(sequences), len(sequences)), pattern_of(asked))
     expected = mask_oracle.sparsegpt(weight.numpy().astype(np.float64), sequences, asked)
     assert np.array_equal(found.numpy() == 0, expected == 0)
     assert np.abs(found.numpy() - expected).max() < 1e-4
@@ -88,7 +88,7 @@ def test_sparsegpt_changes_the_outputs_least(asked: mask_oracle.Pattern) -> None
     sequences = [(torch.randn(80, 64) @ mixing).numpy() for _ in range(4)]  # inputs that depend on one another
     weight, pattern = some_weight(3, 32, 64, ties=False), pattern_of(asked)
     news = {
-        "sparsegpt": sparsegpt_weight(weight, products_of(sequences), 4, pattern),
+        "sparsegpt": sparsegpt_weight(weight, curvature(products_of(sequences), 4), pattern),
         "wanda": weight.masked_fill(wanda_mask(weight, squares_of(sequences), pattern), 0),
         "magnitude": weight.masked_fill(magnitude_mask(weight, pattern), 0),
     }
@@ -101,4 +101,4 @@ def test_sparsegpt_changes_the_outputs_least(asked: mask_oracle.Pattern) -> None
 def test_inputs_that_are_no_numbers_are_refused() -> None:
     products = torch.full((8, 8), torch.nan)
     with pytest.raises(PrunelensError, match="finite activations"):
-        sparsegpt_weight(torch.randn(4, 8), products, 1, Pattern(0.5))
+        curvature(products, 1)

@@ -25,12 +25,23 @@ def wide_model(dtype: torch.dtype = torch.float32) -> Model:
     return wrap(AutoModelForCausalLM.from_config(config).eval().to(dtype))
 
 
-def rounded(weight: torch.Tensor, to: str) -> torch.Tensor:
-    """Rounded to nearest: int8 over the largest of a row, int4 over the largest of 32 numbers."""
-    groups = weight.double().unflatten(1, (-1, weight.shape[1] if to == "int8" else 32))
-    scale = groups.abs().amax(dim=-1, keepdim=True) / (127.5 if to == "int8" else 7.5)
+def assert_rounded(found: torch.Tensor, weight: torch.Tensor, to: str) -> None:
+    """To the nearest of 256 or 16 steps that span twice the largest number of a row (int8) or of 32 inputs (int4)."""
+    exact = weight.dtype == torch.float32
     low, high = (-128, 127) if to == "int8" else (-8, 7)
-    return ((groups / scale).round().clamp(low, high) * scale).flatten(1)
+    groups = weight.double().unflatten(1, (-1, weight.shape[1] if to == "int8" else 32))
+    largest = groups.abs().amax(dim=-1, keepdim=True)
+    numbers = found.qdata.double().unflatten(1, groups.shape[1:])
+    scales = found.scale.double().reshape(largest.shape)
+    assert torch.allclose(scales, largest / ((high - low) / 2), rtol=1e-6 if exact else 2**-8, atol=0)
+    assert low <= numbers.min() < low + 2
+    assert high - 2 < numbers.max() <= high
+    nearest = (groups / scales).round().clamp(low, high)
+    assert (numbers - nearest).abs().max() <= 1
+    inside = groups.abs() < largest  # the largest number lies half-way between two steps
+    assert (numbers != nearest)[inside].double().mean() <= (0 if exact else 0.08)
+    whole = (numbers * scales).flatten(1)
+    assert torch.allclose(found.dequantize().double(), whole, rtol=1e-6 if exact else 2**-8, atol=0)
 
 
 @pytest.mark.parametrize("to", ["int8", "int4"])
@@ -42,10 +53,7 @@ def test_the_linear_layers_of_the_blocks_are_quantised(to: str, dtype: torch.dty
     quantize(twin, to)  # type: ignore[arg-type]
     for name, weight in twin.network.named_parameters():
         if name.endswith("proj.weight"):
-            error = (weight.dequantize().double() - before[name].double()).abs()
-            step = rounded(before[name], to) - before[name].double()
-            assert error.max() < 1.2 * step.abs().max() + 1e-2 * before[name].double().abs().max(), name
-            assert error.mean() < 1.2 * step.abs().mean() + 1e-3, name
+            assert_rounded(weight, before[name], to)
         else:
             assert weight is dict(model.network.named_parameters())[name], name
     assert all(torch.equal(before[name], weight) for name, weight in model.network.named_parameters())
@@ -70,6 +78,9 @@ def test_saved_and_opened_it_is_what_it_was_in_memory(tmp_path: Path, to: str) -
 def test_what_stays_is_told() -> None:
     mixture = apply(parse_recipe("quantize:int8"), tiny_model("mixtral"))
     assert any("experts in one tensor" in note for note in mixture.notes)
+    layer, dense = mixture.model.network.model.layers[0], mixture.dense.network.model.layers[0]
+    assert layer.mlp.experts.gate_up_proj is dense.mlp.experts.gate_up_proj
+    assert type(layer.self_attn.q_proj.weight) is not type(dense.self_attn.q_proj.weight)
     narrow = apply(parse_recipe("quantize:int4"), tiny_model())  # 48 inputs of down_proj are no multiple of 32
     assert any("multiple of 32" in note for note in narrow.notes)
     assert any("one byte" in note for note in narrow.notes)

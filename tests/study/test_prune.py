@@ -136,6 +136,7 @@ def test_what_is_saved_computes_what_the_recipe_makes(
     assert torch.equal(logits(network), variant_logits(expected))
     assert not torch.allclose(logits(network), logits(model.network), atol=1e-3)
     assert network.config.num_hidden_layers == layers
+    assert found.sparsity == pytest.approx(sparsity, abs=2e-3)
     assert found == PruneResult(
         folder=str(target),
         recipe=recipe,
@@ -143,7 +144,7 @@ def test_what_is_saved_computes_what_the_recipe_makes(
         dense_parameters=model.network.num_parameters(),
         num_bytes=stored_bytes(target),
         dense_bytes=stored_bytes(checkpoint),
-        sparsity=pytest.approx(sparsity, abs=2e-3),
+        sparsity=found.sparsity,
         dense_sparsity=0.0,
         max_difference=0.0,
         notes=expected.notes,
@@ -163,10 +164,15 @@ def test_blocks_that_are_cut_out_save_bytes_and_zeros_do_not(checkpoint: Path, t
         assert zeroed.num_bytes == pytest.approx(zeroed.dense_bytes, abs=200)
 
 
-def test_the_other_layout_leaves_sublayers_out(checkpoint: Path, tmp_path: Path) -> None:
-    found = prune(load(checkpoint), parse_recipe("drop-mlp@1"), tmp_path / "out", layout="nemotron-nas")
+def test_the_other_layout_leaves_sublayers_out(tmp_path: Path) -> None:
+    network = AutoModelForCausalLM.from_config(LlamaConfig(**COMMON | {"intermediate_size": 256}))
+    model = load(save(network, tmp_path / "dense"))
+    found = prune(model, parse_recipe("drop-mlp@1"), tmp_path / "out", layout="nemotron-nas")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "nemotron-nas"
-    assert found.dense_bytes - found.num_bytes == pytest.approx(4 * MLP, abs=1500)
+    mlp = 3 * 32 * 256 + 32
+    assert found.dense_parameters - found.parameters == mlp
+    assert found.dense_bytes - found.num_bytes == pytest.approx(4 * mlp, abs=1500)
+    assert found.num_bytes == stored_bytes(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -191,15 +197,7 @@ def test_quantised_it_is_what_it_is_in_memory(wide: Path, texts: Path, tmp_path:
     again = load(target)
     assert num_parameters(again.network, again.anatomy) == found.parameters
     assert torch.equal(logits(again.network), logits(network))
-    assert sorted(path.name for path in target.iterdir()) == sorted(
-        [
-            "README.md",
-            "config.json",
-            "generation_config.json",
-            "model.safetensors",
-            *(t.name for t in wide.glob("tok*")),
-        ]
-    )
+    assert {path.name for path in target.iterdir()} == {"README.md", *(path.name for path in wide.iterdir())}
 
 
 @pytest.mark.parametrize("recipe", ["drop-experts:0.25", "drop-experts:0.5,uniform", "drop-experts:0.25+quantize:int8"])
@@ -335,7 +333,7 @@ def test_a_record_that_lies_is_refused(wide: Path, tmp_path: Path, recipe: str) 
     config = json.loads(path.read_text())
     config["prunelens"]["dropped"]["mlp"] = [2]
     path.write_text(json.dumps(config))
-    with pytest.raises(PrunelensError, match="sublayers are zeroed .* but their weights do something"):
+    with pytest.raises(PrunelensError, match=r"sublayers are zeroed .* but their weights do something"):
         load(target)
 
 
@@ -390,7 +388,7 @@ def test_the_card_tells_how_it_was_made(checkpoint: Path, texts: Path, tmp_path:
 def test_the_card_tells_what_a_run_has_found(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
     model, run = load(checkpoint), tmp_path / "run"
     names = ("drop-attention@1", "drop-mlp@0")
-    compare(checkpoint, *names, prompts=texts, max_new_tokens=4, lens_steps=0).report(run)
+    compare(checkpoint, *names, prompts=texts, max_new_tokens=10, lens_steps=0).report(run)
     prune(load(checkpoint), parse_recipe("drop-mlp@0"), tmp_path / "out", run=run)
     card = card_of(tmp_path / "out")
     record = Comparison.open(run).summary[1]
@@ -411,13 +409,10 @@ def test_the_card_tells_what_a_run_has_found(checkpoint: Path, texts: Path, tmp_
         prune(other, parse_recipe("drop-mlp@0"), tmp_path / "wrong", run=run)
     with pytest.raises(PrunelensError):
         prune(model, parse_recipe("drop-mlp@0"), tmp_path / "wrong", run=tmp_path / "nowhere")
-    assert (
-        tree(tmp_path).keys() - before.keys() == tree(tmp_path / "other").keys() | {"other"} - before.keys()
-        or {name for name in tree(tmp_path).keys() - before.keys() if not name.startswith("other")} == set()
-    )
+    assert {name for name in tree(tmp_path) if not name.startswith("other")} == before.keys()
 
 
-def test_hostile_names_are_text_in_the_card(checkpoint: Path, tmp_path: Path) -> None:
+def test_hostile_names_are_text_in_the_card(checkpoint: Path) -> None:
     model = load(checkpoint)
     model.name = "<script>x</script>\n# Heading\n---\n[a](javascript:b) `c` | *d* \x1b[2J\u202e\\"
     notes = ("<img src=x onerror=y>\n- more",)
@@ -425,15 +420,17 @@ def test_hostile_names_are_text_in_the_card(checkpoint: Path, tmp_path: Path) ->
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", card)
     lines = card.splitlines()
     assert lines.count("---") == 2
-    assert [line for line in lines if line.startswith("#")] == [lines[8], "## What was found against the dense model"]
-    assert [line for line in lines if line.startswith("- ")] == ["- pruned", "- prunelens", lines[15]]
-    for line in lines:
-        if line.startswith("    "):
-            continue  # code: nothing in it means anything
+    title, found = (line for line in lines if line.startswith("#"))
+    assert title.startswith(r"# \<script\>x\</script\> # Heading --- \[a\](javascript:b) \`c\` \| \*d\* ")
+    assert found == "## What was found against the dense model"
+    items = [line for line in lines if line.startswith("- ")]
+    assert items == ["- pruned", "- prunelens", r"- \<img src=x onerror=y\> - more"]
+    code = [line for line in lines if line.startswith("    ")]  # in code nothing means anything
+    assert len(code) == 1
+    assert r"Calibration: \<b\>\|\`.txt." in lines
+    for line in set(lines) - set(code):
         own = line.replace(f"`{model.fingerprint[:16]}`", "").replace("`prunelens compare`", "")
-        assert not re.search(r"(?<!\\)(\\\\)*[<>|`*\[\]]", own), line
-    assert lines[15] == r"- \<img src=x onerror=y\> - more"
-    assert len([line for line in lines if line.startswith("    ")]) == 1
+        assert not re.search(r"[<>|`*\[\]]", re.sub(r"\\.", "", own)), line
 
 
 # --- the command line --------------------------------------------------------------------------------------
@@ -600,7 +597,7 @@ def test_weights_that_come_out_wrong_are_not_kept(cli: Cli, tmp_path: Path, monk
     assert "logits differ" in refused(cli, tmp_path, "checkpoint", "drop-mlp@1", "-o", "out")
 
 
-def test_an_export_without_room_for_a_tokenizer_is_whole_without_it(cli: Cli, tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_tokenizer_is_pruned_where_no_text_is_needed(cli: Cli, tmp_path: Path) -> None:
     for path in (tmp_path / "checkpoint").glob("tok*"):
         path.unlink()
     assert cli("prune", "checkpoint", "drop-mlp@1", "-o", "out")[0] == 0

@@ -22,7 +22,7 @@ from prunelens.models.taps import decoder_of, record_outputs, replay_from, run_d
 from prunelens.models.twin import set_weight
 from prunelens.pruning.masks import magnitude_mask, wanda_mask
 from prunelens.pruning.matrices import InputStatistics, Products, Squares, Weight, find_weights, watched_inputs
-from prunelens.pruning.sparsegpt import sparsegpt_weight
+from prunelens.pruning.sparsegpt import Curvature, curvature, sparsegpt_weight
 from prunelens.pruning.steps import MaskStep
 
 BATCH_TOKENS = 2048
@@ -86,15 +86,15 @@ def mask_weights(
         PrunelensError: no calibration tokens, or activations that are no numbers.
     """
     found = Masked()
+    masker = _Masker(step, sum(1 for sequence in sequences if len(sequence)))
     if step.method == "magnitude":
         for block in model.anatomy.blocks:
             for weight in _weights(block, drop):
-                _replace(weight, step, None, 0, found)
+                _replace(weight, masker, None, found, step.pattern.group)
         return found
     batches = [torch.tensor(batch, device=model.device) for batch in equal_batches(sequences, batch_tokens)]
     if not batches:
         raise PrunelensError("expected calibration text with at least one token, found none")
-    num_sequences = sum(len(ids) for ids in batches)
     outputs: list[Any] = [None] * len(batches)
     with torch.no_grad(), dropped(model.anatomy, drop), _eager_experts(model):
         for block in model.anatomy.blocks:
@@ -106,7 +106,7 @@ def mask_weights(
                         _run_block(model, block, ids, output)
                     advance(ids.numel())
             for weight in weights:
-                _replace(weight, step, statistics, num_sequences, found)
+                _replace(weight, masker, statistics, found, step.pattern.group)
             if block is not model.anatomy.blocks[-1]:
                 for place, ids in enumerate(batches):
                     outputs[place] = _run_block(model, block, ids, outputs[place])
@@ -155,20 +155,17 @@ def _eager_experts(model: Model) -> Iterator[None]:
         network.set_experts_implementation(before)
 
 
-def _replace(
-    weight: Weight, step: MaskStep, statistics: InputStatistics | None, num_sequences: int, found: Masked
-) -> None:
+def _replace(weight: Weight, masker: "_Masker", statistics: InputStatistics | None, found: Masked, group: int) -> None:
     """Put the sparse weight into its module."""
-    pattern = step.pattern
     stored = weight.tensor.clone()
-    if pattern.group and weight.matrix(0).shape[1] % pattern.group:
+    if group and weight.matrix(0).shape[1] % group:
         found.left_dense.append(weight.name)
     else:
         for expert in range(weight.num_experts):
             statistic = statistics.of((weight.name, expert)) if statistics else None
             if statistics and statistic is None:
                 found.without_tokens.append(_expert_name(weight, expert))
-            new = _sparse(weight.matrix(expert), step, statistic, num_sequences)
+            new = masker.sparse(weight.matrix(expert), statistic)
             target = stored[expert] if stored.ndim == 3 else stored
             target.copy_(new.T if weight.inputs_first else new)
         set_weight(weight.module, weight.attribute, stored)
@@ -180,9 +177,20 @@ def _expert_name(weight: Weight, expert: int) -> str:
     return f"{weight.name}[{expert}]" if weight.tensor.ndim == 3 else weight.name
 
 
-def _sparse(matrix: Tensor, step: MaskStep, statistic: Tensor | None, num_sequences: int) -> Tensor:
-    if statistic is None:
-        return matrix.masked_fill(magnitude_mask(matrix, step.pattern), 0)
-    if step.method == "wanda":
-        return matrix.masked_fill(wanda_mask(matrix, statistic, step.pattern), 0)
-    return sparsegpt_weight(matrix, statistic, num_sequences, step.pattern)
+class _Masker:
+    """Makes matrices sparse one after the other; neighbours with the same inputs share their curvature."""
+
+    def __init__(self, step: MaskStep, num_sequences: int) -> None:
+        self._step = step
+        self._num_sequences = num_sequences
+        self._last: tuple[Tensor, Curvature] | None = None
+
+    def sparse(self, matrix: Tensor, statistic: Tensor | None) -> Tensor:
+        """The sparse matrix (rows, columns), by magnitude where nothing is known of its inputs."""
+        if statistic is None:
+            return matrix.masked_fill(magnitude_mask(matrix, self._step.pattern), 0)
+        if self._step.method == "wanda":
+            return matrix.masked_fill(wanda_mask(matrix, statistic, self._step.pattern), 0)
+        if self._last is None or self._last[0] is not statistic:
+            self._last = (statistic, curvature(statistic, self._num_sequences))
+        return sparsegpt_weight(matrix, self._last[1], self._step.pattern)

@@ -1,7 +1,9 @@
 """SparseGPT: set weights to zero and let those that are left make up for it, column by column."""
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prunelens.errors import PrunelensError
@@ -12,39 +14,31 @@ BLOCK = 128
 DAMPING = 0.01
 
 
-def sparsegpt_weight(
-    weight: Float[Tensor, "rows columns"],
-    products: Float[Tensor, "columns columns"],
-    num_sequences: int,
-    pattern: Pattern,
-) -> Float[Tensor, "rows columns"]:
-    """The sparse weight that changes the outputs on the calibration tokens least, as SparseGPT finds it.
+@dataclass(frozen=True)
+class Curvature:
+    """How the outputs of a matrix depend on its weights, the same for all matrices with the same inputs.
+
+    Attributes:
+        factor: upper triangular U (columns, columns) with UᵀU = H⁻¹ of the damped H, float64.
+        dead: inputs that were never other than 0, (columns,).
+    """
+
+    factor: Float[Tensor, "columns columns"]
+    dead: Bool[Tensor, " columns"]
+
+
+def curvature(products: Float[Tensor, "columns columns"], num_sequences: int) -> Curvature:
+    """U of H = 2/n Σ x xᵀ, with 1 for dead inputs and 1 % of the mean added to the diagonal.
 
     Args:
-        weight: the matrix, rows are outputs.
         products: Σ x xᵀ over all calibration tokens.
-        num_sequences: calibration sequences n; H = 2/n Σ x xᵀ.
-        pattern: how many zeros: a share of each 128 columns (one threshold over all rows), or n of each m inputs.
+        num_sequences: calibration sequences n.
 
     Raises:
         PrunelensError: the calibration tokens give no usable H (NaN or infinite inputs).
     """
     hessian = products.double() * (2 / num_sequences)
     dead = hessian.diagonal() == 0
-    factor = _inverse_factor(hessian, dead).to(torch.promote_types(weight.dtype, torch.float32))
-    columns = (
-        weight.to(factor.dtype).T.contiguous().masked_fill(dead.unsqueeze(1), 0)
-    )  # (columns, rows): a column lies together
-    width = BLOCK // pattern.group * pattern.group if pattern.group else BLOCK
-    for start in range(0, len(columns), width):
-        stop = min(start + width, len(columns))
-        errors = _prune_columns(columns[start:stop], factor[start:stop, start:stop], pattern)
-        columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
-    return columns.T.to(weight.dtype)
-
-
-def _inverse_factor(hessian: Tensor, dead: Tensor) -> Tensor:
-    """The upper triangular U with UᵀU = H⁻¹, of the damped H."""
     hessian.diagonal()[dead] = 1
     hessian.diagonal().add_(DAMPING * hessian.diagonal().mean())
     lower, failed = torch.linalg.cholesky_ex(hessian)
@@ -53,7 +47,28 @@ def _inverse_factor(hessian: Tensor, dead: Tensor) -> Tensor:
             "expected finite activations on the calibration text, found values from which SparseGPT cannot be "
             "computed; use --dtype float32, or another calibration text"
         )
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    return Curvature(torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True), dead)
+
+
+def sparsegpt_weight(
+    weight: Float[Tensor, "rows columns"], inputs: Curvature, pattern: Pattern
+) -> Float[Tensor, "rows columns"]:
+    """The sparse weight that changes the outputs on the calibration tokens least, as SparseGPT finds it.
+
+    Args:
+        weight: the matrix, rows are outputs.
+        inputs: the curvature of what it reads.
+        pattern: how many zeros: a share of each 128 columns (one threshold over all rows), or n of each m inputs.
+    """
+    factor = inputs.factor.to(torch.promote_types(weight.dtype, torch.float32))
+    columns = weight.to(factor.dtype).T.contiguous()  # (columns, rows), so that a column lies together
+    columns = columns.masked_fill(inputs.dead.unsqueeze(1), 0)
+    width = BLOCK // pattern.group * pattern.group if pattern.group else BLOCK
+    for start in range(0, len(columns), width):
+        stop = min(start + width, len(columns))
+        errors = _prune_columns(columns[start:stop], factor[start:stop, start:stop], pattern)
+        columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    return columns.T.to(weight.dtype)
 
 
 def _prune_columns(columns: Tensor, factor: Tensor, pattern: Pattern) -> Tensor:
