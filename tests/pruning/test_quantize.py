@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from conftest import COMMON, tiny_model
+from conftest import COMMON, tiny_model, tiny_network
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, wrap
 from prunelens.models.surgery import dropped
@@ -73,6 +73,22 @@ def test_saved_and_opened_it_is_what_it_was_in_memory(tmp_path: Path, to: str) -
     quantize(twin, to)  # type: ignore[arg-type]
     with torch.inference_mode():
         assert torch.equal(opened(IDS).logits, twin.network(IDS).logits)
+
+
+def test_a_family_that_computes_otherwise_once_quantised(tmp_path: Path) -> None:
+    """Jamba multiplies in another order where its configuration says that it is quantised."""
+    model = wrap(tiny_network("jamba", torch.bfloat16))
+    plain, target = tmp_path / "plain", tmp_path / "target"
+    model.network.save_pretrained(plain)
+    target.mkdir()
+    save_quantized(plain, target, "int8")
+    twin = twin_of(model)
+    before = model.network(IDS).logits
+    quantize(twin, "int8")
+    with torch.inference_mode():
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(target)(IDS).logits, twin.network(IDS).logits)
+        assert torch.equal(model.network(IDS).logits, before)
+    assert not hasattr(model.network.config, "_is_quantized")
 
 
 def test_what_stays_is_told() -> None:

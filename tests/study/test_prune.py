@@ -526,6 +526,16 @@ def test_a_bad_request_is_refused_before_the_model_is_opened(
     assert said in refused(cli, tmp_path, "checkpoint", *argv, "-o", "out")
 
 
+@pytest.mark.parametrize("recipe", ["drop-mlp:1", "wanda:0.5", "quantize:int8"])
+def test_what_is_quantised_already_is_refused_before_any_work(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    assert cli("prune", "checkpoint", "quantize:int8", "-o", "small")[0] == 0
+    load("small")  # its fingerprint is known
+    monkeypatch.setattr("prunelens.study.prune.calibration_texts", lambda *args: pytest.fail("too late"))
+    assert "small is quantised" in refused(cli, tmp_path, "small", recipe, "-o", "out")
+
+
 @pytest.mark.parametrize("recipe", ["drop-mlp@4", "drop-block@17", "drop-attention:9", "drop-experts:0.5"])
 def test_parts_that_are_not_there_are_refused(cli: Cli, tmp_path: Path, recipe: str) -> None:
     refused(cli, tmp_path, "checkpoint", recipe, "-o", "out")

@@ -52,6 +52,7 @@ def quantize(model: Model, to: Format) -> None:
     model.notes.extend(quantization_notes(model, to))
     with quiet():
         quantize_(model.network, _config(to), filter_fn=lambda module, name: module in chosen)
+    model.network.config._is_quantized = True  # as transformers marks it; some families then multiply in another order
 
 
 def quantization_notes(model: Model, to: Format) -> list[str]:

@@ -9,6 +9,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.export import LAYOUTS, NUM_STEPS, WHAT, export, is_export
 from prunelens.models.folders import check_target, probe_target
 from prunelens.models.loading import Model
+from prunelens.models.quantized import method_of
 from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.surgery import dropped, num_parameters
 from prunelens.models.twin import named_owners, set_weight, twin_of
@@ -80,6 +81,7 @@ def prune(
         PrunelensError: bad input, a family that cannot express the result, or no space; nothing is left behind.
     """
     check_request(recipe, target, layout)
+    _check_dense(model)
     check_recipe(recipe, model)
     probe_target(target, is_export, WHAT)
     findings = _findings(run, recipe, model)
@@ -130,6 +132,13 @@ def check_request(recipe: Recipe, target: Path, layout: str) -> None:
         raise PrunelensError(f"expected a --format of {' or '.join(LAYOUTS)}, found {layout!r}")
     if layout != LAYOUTS[0] and _quantize_step(recipe):
         raise PrunelensError(f"--format {layout} cannot hold quantised weights; leave one of the two out")
+
+
+def _check_dense(model: Model) -> None:
+    if method_of(model.network.config) is not None:
+        raise PrunelensError(
+            f"expected a dense model to prune, found that {model.name} is quantised; name the one it was made from"
+        )
 
 
 def _quantize_step(recipe: Recipe) -> QuantizeStep | None:
