@@ -590,7 +590,7 @@ def test_a_compressed_model_may_not_be_mistaken_for_the_dense_one(cli: Cli, work
 # --- recipes -----------------------------------------------------------------------------------------------
 
 BAD_RECIPES = [
-    *[(text, (text, "METHOD:COUNT", "drop-attention")) for text in ("drop-everything:1", "wanda:2:4", "drop-heads@1")],
+    *[(text, (text, "METHOD:COUNT", "drop-attention")) for text in ("drop-everything:1", "wonder:2:4", "drop-heads@1")],
     *[
         (text, ("drop-attention:8", text, "METHOD:COUNT"))
         for text in (
@@ -707,7 +707,7 @@ def test_what_is_wrong_without_any_model_is_found_before_one_is_opened(
         ("steps: [drop-mlp]", ("steps.0", "recipe.yaml")),
         ("steps: [{method: drop-mlp, count: 1}]\nmore: 1", ("more", "recipe.yaml")),
         ("steps: [{method: drop-mlp, count: 1, times: 2}]", ("times", "recipe.yaml")),
-        ("steps: [{method: wonder, count: 1}]", ("steps.0.method", "drop-attention")),
+        ("steps: [{method: wonder, count: 1}]", ("steps.0", "wonder", "drop-attention")),
         ("steps: [{method: drop-mlp}]", ("steps.0", "count", "indices")),
         ("steps: [{method: drop-mlp, count: 1, at: [1]}]", ("steps.0", "count", "indices")),
         ("steps: [{method: drop-mlp, count: 0}]", ("at least 1", "found 0")),

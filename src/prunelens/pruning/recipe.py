@@ -123,10 +123,10 @@ def _parse_step(part: str, text: str) -> AnyStep:
         values["to"] = rest.strip()
     elif method == "drop-experts":
         values |= _number(items[0], r"0?\.[0-9]{1,9}", "fraction", "a share such as drop-experts:0.25", part)
-        values |= _words(items[1:], ("uniform",), part)
+        values |= _words(items[1:], ("uniform",), "a share such as drop-experts:0.25", part)
     else:
         values |= _number(items[0], r"[0-9]{1,6}", "count", f"a count such as {method}:8", part)
-        values |= _words(items[1:], ("consecutive", "iterative"), part)
+        values |= _words(items[1:], ("consecutive", "iterative"), f"a count such as {method}:8", part)
     return _validated(ONE_STEP.validate_python, values, text)
 
 
@@ -136,10 +136,11 @@ def _number(item: str, pattern: str, field: str, example: str, part: str) -> dic
     return {field: float(item) if "." in item else int(item)}
 
 
-def _words(items: list[str], known: tuple[str, ...], part: str) -> dict[str, bool]:
+def _words(items: list[str], known: tuple[str, ...], example: str, part: str) -> dict[str, bool]:
     strange = [item for item in items if item not in known or items.count(item) > 1]
     if strange:
-        raise PrunelensError(f"expected {' or '.join(known)} after the comma, found {part.strip()!r}; {SYNTAX}")
+        words = " or ".join(known)
+        raise PrunelensError(f"expected {example}, and {words} after a comma, found {part.strip()!r}; {SYNTAX}")
     return dict.fromkeys(items, True)
 
 
