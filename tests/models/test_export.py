@@ -227,6 +227,12 @@ def test_tokenizer_card_settings_and_sizes_are_there(tmp_path: Path) -> None:
     assert load(str(found.folder)).tokenizer is not None
 
 
+def test_everybody_may_read_it(tmp_path: Path) -> None:
+    export(tiny_model(), tmp_path / "out")
+    files = [path for path in (tmp_path / "out").iterdir() if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o644}
+
+
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     model = built(transformers.LlamaConfig, COMMON | {"tie_word_embeddings": True})
     found = export(model, tmp_path / "pruned", Drop(block=layers(0)))

@@ -236,6 +236,8 @@ def _write(network: Any, tokenizer: Any, folder: Path, finish: Finish | None, ca
         _complete(plain, parts)
         shutil.rmtree(plain)
     for path in sorted(parts.iterdir(), key=lambda path: path.name == CONFIG):
+        if path.is_file():
+            path.chmod(0o644)  # safetensors lets only the owner read its files
         path.rename(folder / path.name)
     parts.rmdir()
 

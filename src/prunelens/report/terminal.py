@@ -74,7 +74,10 @@ def print_advice(summary: list[dict[str, Any]]) -> None:
 
 def size_table(info: dict[str, Any]) -> Table:
     """One row per compressed model, least damage per byte saved first."""
-    table = Table(title=Text("sorted by damage per byte saved"), caption="bytes of the weights that are read, or of a checkpoint's files")
+    table = Table(
+        title=Text("sorted by damage per byte saved"),
+        caption="bytes of the weights that are read, or of a checkpoint's files",
+    )
     for name in ("", "MB", "saved", "zeros", "KL per token", "KL per 1 % of bytes"):
         table.add_column(name, justify="right" if name else "left")
     for record in by_damage_per_byte(info["summary"]):
