@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from prunelens.pruning.importance import rank_redundancy
     from prunelens.pruning.recipe import Recipe, parse_recipe
     from prunelens.study.compare import compare
+    from prunelens.study.prune import prune
     from prunelens.study.result import Comparison
     from prunelens.tasks.prompts import prompts
 
@@ -23,6 +24,7 @@ _HOMES = {
     "load": "prunelens.models.loading",
     "parse_recipe": "prunelens.pruning.recipe",
     "prompts": "prunelens.tasks.prompts",
+    "prune": "prunelens.study.prune",
     "rank_redundancy": "prunelens.pruning.importance",
     "wrap": "prunelens.models.loading",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "load",
     "parse_recipe",
     "prompts",
+    "prune",
     "rank_redundancy",
     "wrap",
 ]

@@ -614,3 +614,12 @@ def test_a_checkpoint_without_a_tokenizer_is_pruned_where_no_text_is_needed(cli:
     assert not list((tmp_path / "out").glob("tok*"))
     shutil.rmtree(tmp_path / "out")
     assert "tokenizer" in refused(cli, tmp_path, "checkpoint", "drop-mlp:1", "-o", "out")  # nothing can be written
+
+
+def test_from_python_a_recipe_is_a_text(checkpoint: Path, tmp_path: Path) -> None:
+    import prunelens
+
+    found = prunelens.prune(load(checkpoint), "drop-mlp@1", str(tmp_path / "out"))
+    assert found.recipe == "drop-mlp@1"
+    assert found.parameters < found.dense_parameters
+    assert (tmp_path / "out" / "config.json").is_file()

@@ -16,7 +16,7 @@ from prunelens.models.twin import named_owners, set_weight, twin_of
 from prunelens.pruning.apply import Pruned, apply, check_recipe
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.matrices import zero_share
-from prunelens.pruning.recipe import Recipe
+from prunelens.pruning.recipe import Recipe, parse_recipe
 from prunelens.pruning.steps import QuantizeStep
 from prunelens.study.card import model_card
 from prunelens.study.result import Comparison
@@ -57,8 +57,8 @@ class PruneResult:
 
 def prune(
     model: Model,
-    recipe: Recipe,
-    target: Path,
+    recipe: str | Recipe,
+    target: str | Path,
     calibration: Path | None = None,
     layout: str = "transformers",
     run: Path | None = None,
@@ -80,6 +80,7 @@ def prune(
     Raises:
         PrunelensError: bad input, a family that cannot express the result, or no space; nothing is left behind.
     """
+    recipe, target = parse_recipe(recipe) if isinstance(recipe, str) else recipe, Path(target)
     check_request(recipe, target, layout)
     _check_dense(model)
     check_recipe(recipe, model)
