@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from prunelens.errors import PrunelensError
+
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Indices grouped by similar length so that rows × longest row stays within `batch_tokens`.
@@ -20,6 +22,18 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
             longest = lengths[index]
         batches[-1].append(index)
     return batches
+
+
+def with_tokens(sequences: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """The calibration sequences that are not empty.
+
+    Raises:
+        PrunelensError: none is.
+    """
+    found = [sequence for sequence in sequences if len(sequence)]
+    if not found:
+        raise PrunelensError("expected calibration text with at least one token, found none")
+    return found
 
 
 def equal_batches(sequences: Sequence[Sequence[int]], batch_tokens: int) -> list[list[Sequence[int]]]:

@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
 from prunelens.errors import PrunelensError
-from prunelens.models.batches import equal_batches, pad_right
+from prunelens.models.batches import equal_batches, pad_right, with_tokens
 from prunelens.models.loading import Model
 from prunelens.models.mixtures import Mixture, Routed, check_kept, find_mixtures, routed
 from prunelens.models.taps import decoder_of, run_decoder
@@ -51,9 +51,7 @@ def score_experts(
     Raises:
         PrunelensError: no calibration tokens, no mixture, or one that is not supported.
     """
-    sequences = [sequence for sequence in sequences if len(sequence)]
-    if not sequences:
-        raise PrunelensError("expected calibration text with at least one token, found none")
+    sequences = with_tokens(sequences)
     mixtures = find_mixtures(model)
     totals = {
         layer_idx: (torch.zeros(mixture.num_experts, dtype=torch.float64), torch.zeros(mixture.num_experts).long())

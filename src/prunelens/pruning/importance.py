@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunelens.errors import PrunelensError
-from prunelens.models.batches import pad_right, plan_batches
+from prunelens.models.batches import pad_right, plan_batches, with_tokens
 from prunelens.models.loading import Model
 from prunelens.models.streams import BlockPass, watched_blocks
 from prunelens.models.surgery import Drop
@@ -53,9 +53,7 @@ def rank_redundancy(
     Raises:
         PrunelensError: no calibration tokens.
     """
-    sequences = [sequence for sequence in sequences if len(sequence)]
-    if not sequences:
-        raise PrunelensError("expected calibration text with at least one token, found none")
+    sequences = with_tokens(sequences)
     totals: dict[Key, float] = {}
     with torch.inference_mode():
         for batch in plan_batches([len(sequence) for sequence in sequences], batch_tokens):

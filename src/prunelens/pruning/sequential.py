@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunelens.errors import PrunelensError
 from prunelens.models.anatomy import Block
-from prunelens.models.batches import equal_batches
+from prunelens.models.batches import equal_batches, with_tokens
 from prunelens.models.loading import Model
 from prunelens.models.surgery import NOTHING, Drop, dropped
 from prunelens.models.taps import decoder_of, record_outputs, replay_from, run_decoder
@@ -92,9 +91,8 @@ def mask_weights(
             for weight in _weights(block, drop):
                 _replace(weight, masker, None, found, step.pattern.group)
         return found
+    sequences = with_tokens(sequences)
     batches = [torch.tensor(batch, device=model.device) for batch in equal_batches(sequences, batch_tokens)]
-    if not batches:
-        raise PrunelensError("expected calibration text with at least one token, found none")
     outputs: list[Any] = [None] * len(batches)
     with torch.no_grad(), dropped(model.anatomy, drop), _eager_experts(model):
         for block in model.anatomy.blocks:
