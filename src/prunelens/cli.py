@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from prunelens import cli_studies
+from prunelens.cli_options import Device, Dtype, Json, Out, Trust, slug
 from prunelens.errors import PrunelensError, printable
 
 if TYPE_CHECKING:
@@ -25,15 +27,6 @@ app = typer.Typer(
 DEMO_RECIPES = ("drop-attention:1", "drop-attention:8", "drop-mlp:1")
 DEMO_PROMPTS = 16
 DEMO_TOKENS = 48
-
-Dtype = Annotated[str | None, typer.Option(help="float64, float32, float16 or bfloat16; default float32 on a CPU.")]
-Device = Annotated[
-    str | None,
-    typer.Option(help="cpu, cuda, cuda:1, …, or auto: all GPUs, memory and disk; default the first GPU, else the CPU."),
-]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that a checkpoint brings along.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else on stdout.")]
-Out = Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the run; default runs/DATE-MODEL.")]
 
 
 @app.command()
@@ -74,12 +67,12 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare compressed models with a dense one: h, z, p, token by token, and how long they stay faithful."""
-    from prunelens.study.store import probe_target
+    from prunelens.study.store import RUN
     from prunelens.tasks.prompts import prompts as read_prompts
 
     texts = read_prompts(prompts, limit=num_prompts)
-    target = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{_slug(dense)}"
-    probe_target(target)
+    target = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(dense)}"
+    RUN.probe_target(target)
     result = _compare(
         dense,
         compressed,
@@ -107,10 +100,10 @@ def demo(
 ) -> None:
     """Compare the built-in model with three of its own pruned versions and write the page."""
     from prunelens.report.terminal import print_advice
-    from prunelens.study.store import probe_target
+    from prunelens.study.store import RUN
     from prunelens.tasks.prompts import prompts as read_prompts
 
-    probe_target(output)
+    RUN.probe_target(output)
     texts = read_prompts(limit=DEMO_PROMPTS)
     result = _compare(
         "smollm2",
@@ -211,13 +204,16 @@ def benchmark(
         print_speeds(speeds)
 
 
-@app.command()
-def report(run: Annotated[Path, typer.Argument(help="A folder written by compare.")]) -> None:
-    """Make the page of a run again, from its tables alone."""
-    from prunelens.report.page import render_page
-    from prunelens.study.store import read_run, replace_page
+app.command()(cli_studies.evaluate)
 
-    print(replace_page(run, render_page(read_run(run))))
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A folder written by compare or evaluate.")]) -> None:
+    """Make the page of a run again, from its tables alone."""
+    from prunelens.report.again import render_again
+    from prunelens.study.store import replace_page
+
+    print(replace_page(run, render_again(run)))
 
 
 @app.command()
@@ -263,10 +259,6 @@ def _show(result: "Comparison", page: Path, as_json: bool) -> None:
     else:
         print_result(result.tables, result.info)
         print(f"\nThe page: {page}")
-
-
-def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in Path(name).name)[:60] or "model"
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from prunelens.report import (
@@ -19,16 +18,12 @@ from prunelens.report import (
     noise,
     points,
 )
-from prunelens.report.figures import COLOURS, GRID, HALO, HEAT, INK, MUTED, PAPER, ZERO, Figure
-from prunelens.report.layers import kind_name
+from prunelens.report.environment import THEME, environment
+from prunelens.report.figures import COLOURS, Figure
 from prunelens.report.payload import KL_EDGES, script_json, texts_payload
-from prunelens.report.wording import number, setting, shorten, visible
+from prunelens.report.wording import shorten
 from prunelens.study.store import Run
 from prunelens.study.summary import by_damage_per_byte
-
-THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper", HALO: "--halo", ZERO: "--zero"} | {
-    sentinel: f"--heat-{place}" for place, sentinel in enumerate(HEAT, 1)
-}
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ def render_page(run: Run) -> str:
     from plotly.offline import get_plotlyjs
 
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             plotly=Markup(get_plotlyjs()),
@@ -76,32 +71,8 @@ def render_page(run: Run) -> str:
 
 def render_summary(run: Run) -> str:
     """The answer table alone, as an HTML fragment for a notebook."""
-    template = _environment().get_template("summary.html")
+    template = environment().get_template("summary.html")
     return template.render(rows=_ranked_rows(run), columns=answer.COLUMNS)
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("prunelens.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = visible
-    environment.filters["shorten"] = shorten
-    environment.filters["number"] = number
-    environment.filters["setting"] = setting
-    environment.filters["kind_name"] = kind_name
-    environment.globals["source"] = _source
-    environment.globals["spec"] = lambda text: Markup(script_json(text))
-    return environment
-
-
-def _source(name: str) -> Markup:
-    """The text of a script or style of this package."""
-    loader = jinja2.PackageLoader("prunelens.report", "templates")
-    return Markup(loader.get_source(jinja2.Environment(), name)[0])
 
 
 def _answer_rows(run: Run) -> list[AnswerRow]:

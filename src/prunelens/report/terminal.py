@@ -1,5 +1,6 @@
 """What the terminal shows: progress with ETA, the answer as a table, and the first prompt side by side."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from prunelens.study.summary import by_damage_per_byte, free_agreement, texts_of
 @contextmanager
 def progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     """A progress display on stderr; the body gets a reporter for `compare`."""
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)  # the stream itself: the harness's own bars are kept off `sys.stderr`
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -7,7 +7,7 @@ model's logits are compared with them, and only the row statistics stay.
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from prunelens.spaces.distributions import PairedRows
@@ -89,6 +89,18 @@ def stream_divergences(
                 parts.append(stats)
             advance((stop - start) * len(logits))
     return [merge(parts) for parts in collected]
+
+
+def token_nll(
+    states: Float[Tensor, "T d"], head: Head, token_ids: Int64[Tensor, " T"], temperature: float = 1.0
+) -> Float64[Tensor, " T"]:
+    """-log p of one token a row, in nats, from the states that enter the head; float64 on the CPU."""
+    found = torch.empty(len(token_ids), dtype=torch.float64)
+    for start, stop, logits in _logit_chunks(states, head):
+        logs = torch.log_softmax(logits.double() / temperature, dim=-1)
+        tokens = token_ids[start:stop].to(logs.device).unsqueeze(1)
+        found[start:stop] = -logs.gather(1, tokens).squeeze(1).cpu()
+    return found
 
 
 class LogitPairs:

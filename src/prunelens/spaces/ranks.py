@@ -19,6 +19,5 @@ def rank_correlation(left: Float[np.ndarray, " n"], right: Float[np.ndarray, " n
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    below = (values[:, None] > values[None, :]).sum(axis=1)
-    equal = (values[:, None] == values[None, :]).sum(axis=1)
-    return below + (equal + 1) / 2
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]

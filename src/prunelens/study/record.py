@@ -14,7 +14,7 @@ from prunelens.pruning.importance import Ranking
 from prunelens.study.candidates import Candidate
 from prunelens.study.schemas import STAT_COLUMNS
 from prunelens.study.settings import Settings
-from prunelens.study.store import FORMAT, FORMAT_VERSION
+from prunelens.study.store import RUN
 from prunelens.tasks.prompts import Prompt
 
 
@@ -31,11 +31,11 @@ def describe_run(
     models = [dense, *[candidate.model for candidate in candidates if candidate.model]]
     made = [(candidate.label, candidate.pruned) for candidate in candidates if candidate.pruned]
     return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format": RUN.format,
+        "format_version": RUN.version,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "dense": describe_model(dense) | describe_size(Candidate("dense"), dense),
-        "compressed": [_describe_candidate(candidate, dense) for candidate in candidates],
+        "compressed": [describe_candidate(candidate, dense) for candidate in candidates],
         "ranking": _describe_ranking(ranking, settings.calibration),
         "settings": asdict(settings),
         "units": STAT_COLUMNS,
@@ -61,7 +61,8 @@ def describe_model(model: Model) -> dict[str, Any]:
     }
 
 
-def _describe_candidate(candidate: Candidate, dense: Model) -> dict[str, Any]:
+def describe_candidate(candidate: Candidate, dense: Model) -> dict[str, Any]:
+    """What a compressed model is and how it was made."""
     found: dict[str, Any] = {"label": candidate.label} | describe_size(candidate, dense)
     if candidate.pruned is not None:
         return found | {"recipe": str(candidate.recipe)} | describe_pruned(candidate.pruned)

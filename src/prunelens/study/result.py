@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from prunelens.study.store import Run, new_folder, read_run, write_run
+from prunelens.study.store import RUN, Run, read_run, write_run
 
 
 class Comparison:
@@ -44,6 +44,13 @@ class Comparison:
         """One record per compressed model."""
         return self._run.info["summary"]
 
+    @property
+    def verdict(self) -> dict[str, list[dict[str, Any]]]:
+        """What the comparison predicts for each class of use, by compressed model; `evaluate` measures it."""
+        from prunelens.study.verdict import predict
+
+        return {record["compressed"]: [line.as_dict() for line in predict(record)] for record in self.summary}
+
     def report(self, folder: str | Path) -> Path:
         """Write tables, run.json and the page into `folder`, whole or not at all; return the page's path.
 
@@ -53,7 +60,7 @@ class Comparison:
         from prunelens.report.page import render_page
 
         target = Path(folder)
-        with new_folder(target) as temporary:
+        with RUN.new_folder(target) as temporary:
             write_run(self._run, temporary)
             (temporary / "report.html").write_text(render_page(self._run), encoding="utf-8")
         return target / "report.html"

@@ -1,7 +1,7 @@
 """A run on disk: Parquet files and one run.json, whole or not at all."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,68 +15,82 @@ from prunelens.models import folders
 from prunelens.models.cache import write_whole
 from prunelens.study.schemas import SCHEMAS
 
-FORMAT = "prunelens-run"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
-REQUIRED = (
-    "dense",
-    "compressed",
-    "ranking",
-    "settings",
-    "nulls",
-    "notes",
-    "seconds",
-    "versions",
-    "summary",
-    "created",
-    "lens",
-    "noise",
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of result on disk: its mark in run.json, its tables, and what run.json must hold."""
+
+    format: str
+    version: int
+    schemas: Mapping[str, pa.Schema]
+    required: tuple[str, ...]
+    what: str
+    command: str
+
+    def is_here(self, folder: Path) -> bool:
+        """Whether the folder holds a result of this kind."""
+        return format_of(folder) == self.format
+
+    @contextmanager
+    def new_folder(self, target: Path) -> Iterator[Path]:
+        """A temporary folder beside `target` that takes its place when the body ends, and vanishes if it fails.
+
+        Raises:
+            PrunelensError: `target` exists and is not of this kind, or there are no rights or no space.
+        """
+        with folders.new_folder(target, self.is_here, self.what) as temporary:
+            yield temporary
+
+    def probe_target(self, target: Path) -> None:
+        """Find out before hours of work whether a result can be written to `target`.
+
+        Raises:
+            PrunelensError: `target` exists and is not of this kind, or there are no rights there.
+        """
+        folders.probe_target(target, self.is_here, self.what)
+
+
+RUN = Kind(
+    "prunelens-run",
+    FORMAT_VERSION,
+    SCHEMAS,
+    (
+        "dense",
+        "compressed",
+        "ranking",
+        "settings",
+        "nulls",
+        "notes",
+        "seconds",
+        "versions",
+        "summary",
+        "created",
+        "lens",
+        "noise",
+    ),
+    "run",
+    "compare",
 )
-"""What run.json must hold for the page."""
+"""What `compare` writes."""
 
 
 @dataclass
 class Run:
-    """What a comparison found: tables by name, and `info`, the content of run.json."""
+    """What was found: tables by name, and `info`, the content of run.json."""
 
     tables: dict[str, pa.Table]
     info: dict[str, Any]
 
 
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place when the body ends, and vanishes if it fails.
-
-    Raises:
-        PrunelensError: `target` exists and is not a run, or there are no rights or no space.
-    """
-    with folders.new_folder(target, _is_run, "run") as temporary:
-        yield temporary
-
-
-def probe_target(target: Path) -> None:
-    """Find out before hours of work whether a run can be written to `target`.
-
-    Raises:
-        PrunelensError: `target` exists and is not a run, or there are no rights there.
-    """
-    folders.probe_target(target, _is_run, "run")
-
-
-def check_target(target: Path) -> None:
-    """Refuse an output folder that holds something other than a run.
-
-    Raises:
-        PrunelensError: as said.
-    """
-    folders.check_target(target, _is_run, "run")
-
-
-def _is_run(folder: Path) -> bool:
+def format_of(folder: Path) -> str | None:
+    """The mark of the result in a folder, None where there is none."""
     try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8")).get("format") == FORMAT
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("format")
     except (OSError, ValueError, AttributeError):
-        return False
+        return None
+    return found if isinstance(found, str) else None
 
 
 def write_run(run: Run, folder: Path) -> None:
@@ -101,28 +115,28 @@ def replace_page(folder: Path, page: str) -> Path:
     return path
 
 
-def read_run(folder: Path) -> Run:
-    """Read a run back.
+def read_run(folder: Path, kind: Kind = RUN) -> Run:
+    """Read a result back.
 
     Raises:
-        PrunelensError: no run there, one of another format version, or a damaged table.
+        PrunelensError: none of this kind there, one of another format version, or a damaged table.
     """
-    if not _is_run(folder):
-        raise PrunelensError(f"expected a run (a folder with run.json) at {folder}, found none")
+    again = f"run {kind.command} again"
+    if not kind.is_here(folder):
+        raise PrunelensError(f"expected a {kind.what} (a folder with run.json) at {folder}, found none")
     try:
         info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        if info["format_version"] != FORMAT_VERSION:
+        if info["format_version"] != kind.version:
             raise PrunelensError(
-                f"{folder} has run format {info['format_version']}, this version reads {FORMAT_VERSION}; "
-                "run compare again"
+                f"{folder} has {kind.what} format {info['format_version']}, this version reads {kind.version}; {again}"
             )
-        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS}
+        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in kind.schemas}
         for name, table in tables.items():
-            if not table.schema.equals(SCHEMAS[name]):
-                raise PrunelensError(f"{folder}/{name}.parquet has other columns than expected; run compare again")
+            if not table.schema.equals(kind.schemas[name]):
+                raise PrunelensError(f"{folder}/{name}.parquet has other columns than expected; {again}")
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise PrunelensError(f"the run in {folder} is damaged ({str(error)[:160]}); run compare again") from error
-    missing = [key for key in REQUIRED if key not in info]
+        raise PrunelensError(f"the {kind.what} in {folder} is damaged ({str(error)[:160]}); {again}") from error
+    missing = [key for key in kind.required if key not in info]
     if missing:
-        raise PrunelensError(f"the run in {folder} is damaged (run.json lacks {missing[0]}); run compare again")
+        raise PrunelensError(f"the {kind.what} in {folder} is damaged (run.json lacks {missing[0]}); {again}")
     return Run(tables, info)

@@ -53,6 +53,7 @@ def _summary(tables: dict[str, pa.Table], info: dict[str, Any], record: dict[str
         "size": _size(info, record, token_mean(greedy, "kl_dense_compressed").value),
         "kl": _quantiles(greedy, "kl_dense_compressed") | _interval(token_mean(greedy, "kl_dense_compressed")),
         "tv": _interval(token_mean(greedy, "tv")),
+        "excess_nll": _interval(_excess_nll(sampled)),
         "same_top1": _interval(token_mean(greedy, "same_top1")),
         "cosines": {
             space: float(np.mean(column(greedy, name)))
@@ -105,6 +106,17 @@ def token_mean(table: pa.Table, name: str) -> Interval:
     """Mean over tokens with its interval over prompts."""
     grouped = table.group_by("prompt_id", use_threads=False).aggregate([(name, "sum"), (name, "count")])
     return ratio_interval(column(grouped, f"{name}_sum"), column(grouped, f"{name}_count"))
+
+
+def _excess_nll(sampled: pa.Table) -> Interval:
+    """E_p'[-log p] - E_p[-log p] = H(p') + KL(p'‖p) - H(p) on the dense model's sampled texts, nats per token.
+
+    What the dense model needs for the compressed model's next token beyond its own, with no accumulation.
+    """
+    names = ("entropy_compressed", "kl_compressed_dense", "entropy_dense")
+    rows = by_prompt(sampled, *names)
+    totals = np.array([float(np.sum(own + reverse - dense)) for _, own, reverse, dense in rows])
+    return ratio_interval(totals, np.array([float(len(row[1])) for row in rows]))
 
 
 def _interval(interval: Interval) -> dict[str, float]:

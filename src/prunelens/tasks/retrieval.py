@@ -1,9 +1,8 @@
 """Retrieval with a causal language model as encoder: what it finds, and whether a compressed one finds the same."""
 
 import json
-import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from prunelens.models.loading import Model
 from prunelens.models.taps import decoder_of, run_decoder
 from prunelens.spaces.ranks import rank_correlation
 
+QREL = re.compile(r"([^\t]+)\t([^\t]+)\t([+-]?\d+(?:\.\d+)?)\s*")
+Advance = Callable[[int], None]
 POOLINGS = ("mean", "lasttoken")
 CUTOFF = 10
 """nDCG, recall and overlap look at so many of the nearest passages."""
@@ -25,13 +26,10 @@ CUTOFF = 10
 
 @dataclass(frozen=True)
 class Corpus:
-    """A retrieval data set in memory: texts by id, and the relevant passages of each query with grades above 0.
-
-    A passage is its title and its text, joined by one blank where there is a title.
-    """
+    """A retrieval data set in memory: texts by id, and the relevant passages of each query with their grade."""
 
     name: str
-    passages: dict[str, str]
+    passages: dict[str, str]  # title and text, joined by one blank where there is a title
     queries: dict[str, str]
     relevant: dict[str, dict[str, float]]
 
@@ -72,11 +70,7 @@ def read_corpus(folder: Path, split: str = "test") -> Corpus:
 
 
 def embed(
-    model: Model,
-    texts: Sequence[str],
-    pooling: str = "mean",
-    batch_size: int = 32,
-    advance: Callable[[int], None] = lambda texts: None,
+    model: Model, texts: Sequence[str], pooling: str = "mean", batch_size: int = 32, advance: Advance = lambda n: None
 ) -> Float32[np.ndarray, "N d"]:
     """One vector of length 1 for each text, from the states that enter the head.
 
@@ -84,9 +78,8 @@ def embed(
 
     Args:
         model: the encoder; sublayers taken out around this call stay out in it.
-        texts: what is embedded.
-        pooling: `mean` or `lasttoken`.
-        batch_size: so many texts are read together.
+        texts: what is embedded, `batch_size` of them together.
+        pooling: `mean` of the states of a text's tokens, or `lasttoken` for the last one's.
         advance: called with the number of texts embedded in a finished batch.
 
     Raises:
@@ -98,16 +91,12 @@ def embed(
     found = encoder.encode(
         list(texts), batch_size=batch_size, show_progress_bar=False, device=model.device, normalize_embeddings=True
     ).astype(np.float32)
-    broken = int((~np.isfinite(found).all(axis=1)).sum())
-    if broken:
-        raise PrunelensError(
-            f"expected finite embeddings from {model.name}, found NaN or infinity in {broken} of {len(texts)}; "
-            "open it in float32"
-        )
+    if not np.isfinite(found).all():
+        raise PrunelensError(f"expected finite embeddings from {model.name}, found NaN or infinity; use float32")
     return found
 
 
-def sentence_encoder(model: Model, pooling: str = "mean", advance: Callable[[int], None] = lambda texts: None) -> Any:
+def sentence_encoder(model: Model, pooling: str = "mean", advance: Advance = lambda n: None) -> Any:
     """The model, as it is in memory, as a SentenceTransformer.
 
     Raises:
@@ -126,13 +115,13 @@ def sentence_encoder(model: Model, pooling: str = "mean", advance: Callable[[int
     return SentenceTransformer(modules=modules, device=str(model.device))
 
 
-def _states_module(model: Model, advance: Callable[[int], None]) -> Any:
+def _states_module(model: Model, advance: Advance) -> Any:
     """The first module of a SentenceTransformer; the network is no part of it, so that nothing moves or casts it."""
     from sentence_transformers.base.modules import InputModule
 
     class States(InputModule):
-        def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-            ids, lengths = pad_right(_token_ids(model, [(prompt or "") + text for text in inputs]), torch.device("cpu"))
+        def preprocess(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            ids, lengths = pad_right(_token_ids(model, inputs), torch.device("cpu"))
             mask = torch.arange(ids.shape[1])[None, :] < lengths[:, None]
             return {"input_ids": ids, "attention_mask": mask.long()}
 
@@ -157,19 +146,12 @@ def _token_ids(model: Model, texts: list[str]) -> list[list[int]]:
     ids = [list(row) or (model.eos_ids[:1] or [0]) for row in rows]
     largest, num_known = max(map(max, ids)), model.network.get_input_embeddings().weight.shape[0]
     if largest >= num_known:
-        raise PrunelensError(
-            f"a text has the token id {largest}, but {model.name} knows {num_known} tokens; its tokenizer belongs to "
-            "another model"
-        )
+        raise PrunelensError(f"{model.name} knows {num_known} tokens, but a text has id {largest}; mend its tokenizer")
     return ids
 
 
 def retrieve(
-    model: Model,
-    corpus: Corpus,
-    pooling: str = "mean",
-    batch_size: int = 32,
-    advance: Callable[[int], None] = lambda texts: None,
+    model: Model, corpus: Corpus, pooling: str = "mean", batch_size: int = 32, advance: Advance = lambda n: None
 ) -> Retrieved:
     """Embed all queries and passages and score what is near; the arguments and errors are those of `embed`."""
     queries = embed(model, list(corpus.queries.values()), pooling, batch_size, advance)
@@ -238,33 +220,23 @@ def _read_texts(path: Path, with_title: bool) -> dict[str, str]:
 def _read_qrels(path: Path, queries: dict[str, str], passages: dict[str, str]) -> dict[str, dict[str, float]]:
     graded: dict[tuple[str, str], float] = {}
     for number, (where, line) in enumerate(_lines(path)):
-        cells = line.split("\t")
-        if number == 0 and cells == ["query-id", "corpus-id", "score"]:
+        if number == 0 and line.split() == ["query-id", "corpus-id", "score"]:
             continue
-        if len(cells) != 3:
-            raise PrunelensError(f"{where}: expected query id, passage id and score between tabs, found {line[:60]!r}")
-        query, passage = cells[:2]
+        match = QREL.fullmatch(line)
+        if match is None:
+            raise PrunelensError(f"{where}: expected two ids and a number between tabs, found {line[:60]!r}")
+        query, passage, grade = match.groups()
         for kind, name, known in (("query", query, queries), ("passage", passage, passages)):
             if name not in known:
-                raise PrunelensError(
-                    f"{where}: expected a known {kind}, found the id {name!r}; add it or drop the line"
-                )
+                raise PrunelensError(f"{where}: expected a known {kind}, found {name!r}; add it or drop the line")
         if (query, passage) in graded:
             raise PrunelensError(f"{where}: the pair {query!r}, {passage!r} is given twice; keep one of them")
-        graded[query, passage] = _number(cells[2], where)
+        graded[query, passage] = float(grade)
     found: dict[str, dict[str, float]] = {}
-    for (query, passage), grade in graded.items():
-        if grade > 0:
-            found.setdefault(query, {})[passage] = grade
+    for (query, passage), value in graded.items():
+        if value > 0:
+            found.setdefault(query, {})[passage] = value
     return found
-
-
-def _number(text: str, where: str) -> float:
-    with suppress(ValueError):
-        value = float(text)
-        if math.isfinite(value):
-            return value
-    raise PrunelensError(f"{where}: expected a number as score, found {text!r}; write the grade, such as 1")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,39 @@
+"""The templates' environment: autoescaping, the filters for foreign strings, and the theme's colours."""
+
+import jinja2
+from markupsafe import Markup
+
+from prunelens.report.figures import GRID, HALO, HEAT, INK, MUTED, PAPER, ZERO
+from prunelens.report.layers import kind_name
+from prunelens.report.payload import script_json
+from prunelens.report.wording import number, setting, shorten, visible
+
+THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper", HALO: "--halo", ZERO: "--zero"} | {
+    sentinel: f"--heat-{place}" for place, sentinel in enumerate(HEAT, 1)
+}
+"""What the figures' sentinels stand for in the style sheet."""
+
+
+def environment() -> jinja2.Environment:
+    """The environment of every page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("prunelens.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    environment.filters["shorten"] = shorten
+    environment.filters["number"] = number
+    environment.filters["setting"] = setting
+    environment.filters["kind_name"] = kind_name
+    environment.globals["source"] = _source
+    environment.globals["spec"] = lambda text: Markup(script_json(text))
+    return environment
+
+
+def _source(name: str) -> Markup:
+    """The text of a script or style of this package."""
+    loader = jinja2.PackageLoader("prunelens.report", "templates")
+    return Markup(loader.get_source(jinja2.Environment(), name)[0])

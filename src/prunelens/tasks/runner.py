@@ -1,0 +1,89 @@
+"""The harness's own model class around a network in memory; imported only where tasks are run."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import lm_eval
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from prunelens.models.loading import Model
+
+Advance = Callable[[int], None]
+SEED = 0
+
+
+class _Runner(HFLM):
+    """Runs a network as it is and tells how many requests are done."""
+
+    def __init__(self, model: Model, batch_size: int, started: Callable[[int], Advance]) -> None:
+        self._started = started
+        self._advance: Advance = lambda done: None
+        super().__init__(
+            pretrained=model.network, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size, backend="causal"
+        )
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        """Log-likelihoods of continuations."""
+        return self._counted(super().loglikelihood, requests)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        """Greedy texts up to a stop."""
+        return self._counted(super().generate_until, requests)
+
+    def _counted(self, run: Callable[..., Any], requests: list[Any]) -> Any:
+        done, tell = 0, self._started(len(requests))
+
+        def advance(count: int) -> None:
+            nonlocal done
+            count = min(count, len(requests) - done)
+            done += count
+            tell(count)
+
+        self._advance = advance
+        found = run(requests, disable_tqdm=True)
+        advance(len(requests) - done)
+        return found
+
+    def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = super()._model_call(inps, *args, **kwargs)
+        self._advance(inps.shape[0])
+        return found
+
+    def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = super()._model_generate(context, *args, **kwargs)
+        self._advance(context.shape[0])
+        return found
+
+
+def evaluate(
+    model: Model,
+    manager: TaskManager,
+    items: dict[str, list[int]],
+    batch_size: int,
+    chat_template: bool,
+    started: Callable[[int], Advance],
+) -> dict[str, list[dict[str, Any]]]:
+    """The harness's samples of each task, those of the given items in their order."""
+    network = model.network
+    own = copy.deepcopy(network.generation_config)
+    try:
+        found = lm_eval.simple_evaluate(
+            model=_Runner(model, batch_size, started),
+            tasks=list(items),
+            task_manager=manager,
+            samples=dict(items),
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=chat_template,
+            random_seed=SEED,
+            numpy_random_seed=SEED,
+            torch_random_seed=SEED,
+            fewshot_random_seed=SEED,
+        )
+    finally:
+        network.generation_config = own
+    samples: dict[str, list[dict[str, Any]]] = found["samples"]
+    return samples
