@@ -205,10 +205,14 @@ def benchmark(
 
 
 app.command()(cli_studies.evaluate)
+app.command()(cli_studies.sweep)
+app.command()(cli_studies.advise)
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="A folder written by compare or evaluate.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="A folder written by compare, evaluate, sweep or advise.")],
+) -> None:
     """Make the page of a run again, from its tables alone."""
     from prunelens.report.again import render_again
     from prunelens.study.store import replace_page

@@ -75,3 +75,71 @@ def _opened(name: str, dtype: str | None, device: str | None, trust_remote_code:
     model = load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     opened(1)
     return model
+
+
+def sweep(
+    study: Annotated[Path, typer.Argument(help="A study in YAML: a model, recipes, seeds, tasks, thresholds.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of the sweep; default runs/NAME-OF-STUDY.")
+    ] = None,
+    executor: Annotated[str, typer.Option(help="local (processes of this machine) or ray.")] = "local",
+    workers: Annotated[int, typer.Option(help="Processes or actors; each opens the model once.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; default starts one on this machine.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Make failed cells again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run recipes, strengths and seeds of a study; a stopped sweep goes on where it was."""
+    from prunelens.report.terminal import progress
+    from prunelens.study.study_file import read_study
+    from prunelens.study.sweep import sweep as run_sweep
+
+    parsed = read_study(study)
+    target = output or Path("runs") / slug(study.stem)
+    with progress() as reporter:
+        result = run_sweep(parsed, target, executor, workers, address, retry_failed, reporter)
+    if as_json:
+        answer = {"summary": result.info["summary"], "run": str(target), "report": str(result.page)}
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    from prunelens.report.sweep import print_sweep
+
+    print_sweep(result.info)
+    print(f"\nThe page: {result.page}")
+
+
+def advise(
+    model: Annotated[str, typer.Argument(help="The dense model: a folder, a .gguf file, a hub id, or smollm2.")],
+    use: Annotated[str, typer.Option("--for", help="retrieval, multiple-choice, short-generation or long-generation.")],
+    keep: Annotated[float, typer.Option(help="The share of what the dense model does that is to be kept.")] = 0.95,
+    budget: Annotated[float | None, typer.Option(help="Minutes; default no limit.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder of the search, shared by all uses; default runs/advice-MODEL."),
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="What decides the use, instead of the core tasks of it.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many items of each task and half.")] = None,
+    long_tokens: Annotated[int, typer.Option(help="Where the texts of core_long are cut, tokens.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random drops it is held against.")] = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Find the strongest recipe that keeps a use; a stopped search goes on where it was."""
+    from prunelens.report.terminal import progress
+    from prunelens.study.advise import advise as run_advise
+    from prunelens.study.advise import check_advice
+
+    check_advice(use, keep, budget, tasks)
+    target = output or Path("runs") / f"advice-{slug(model)}"
+    with progress() as reporter:
+        opened = _opened(model, dtype, device, trust_remote_code, reporter)
+        result = run_advise(opened, use, target, keep, budget, tasks, long_tokens, limit, seed, reporter)
+    if as_json:
+        answer = {"recipe": result.recipe, "info": result.info, "report": str(result.page)}
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    from prunelens.report.advice import print_advice_result
+
+    print_advice_result(result.info, result.tables["tried"])
+    print(f"\nThe page: {result.page}")

@@ -4,11 +4,14 @@ import fcntl
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,6 @@ from prunelens.study.executors import EXECUTORS, LOST_JOB, LOST_SETUP, MAX_ATTEM
 Run = Callable[..., Iterator[Outcome]]
 PATIENCE = 60.0
 """Seconds after which a wait for another process is a failure."""
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:unclosed file .*(ray|null):ResourceWarning", "ignore:subprocess .* is still running:ResourceWarning"
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,10 +35,12 @@ def _findable() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def one_ray(_findable: None) -> Iterator[None]:
-    """A Ray that the tests share, since it takes seconds to start."""
+    """A Ray that the tests share, since it takes seconds to start; it believes in two GPUs."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -87,10 +89,11 @@ def note_job(folder: Path, job: object) -> None:
     note(folder, "worker", str(os.getpid()))
 
 
-def wait_for_setups(folder: Path, job: int) -> None:
-    """A job that ends when there are as many workers as jobs."""
+def meet(folder: Path, job: int) -> None:
+    """A job that ends when another one has begun."""
+    note(folder, "gpu", os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
     note_job(folder, job)
-    wait_until(lambda: len(noted(folder, "setup")) == 2)
+    wait_until(lambda: len(noted(folder, "worker")) == 2)
 
 
 def fail_at_times(folder: Path, job: int) -> None:
@@ -202,9 +205,11 @@ def test_every_job_runs_once_and_setup_once(run: Run, tmp_path: Path) -> None:
 
 
 def test_workers_run_at_the_same_time(run: Run, tmp_path: Path) -> None:
-    assert only_error(list(run([1, 2], tmp_path, note_setup, wait_for_setups, 2))) == {1: None, 2: None}
+    assert only_error(list(run([1, 2], tmp_path, note_setup, meet, 2))) == {1: None, 2: None}
     assert noted(tmp_path, "setup") == noted(tmp_path, "worker")
     assert len(set(noted(tmp_path, "setup"))) == 2
+    if run is run_ray:
+        assert noted(tmp_path, "gpu") == ["0", "1"]
 
 
 def test_no_more_workers_than_jobs(tmp_path: Path) -> None:
@@ -224,7 +229,7 @@ def test_an_error_stays_with_its_job(run: Run, tmp_path: Path) -> None:
         0: None,
         1: "ValueError: two lines",
         2: "expected this, found that; do something",
-        3: "KeyError:",
+        3: "KeyError",
         4: None,
     }
     for outcome in outcomes:
@@ -256,10 +261,12 @@ def test_a_job_that_kills_its_workers_is_given_up(run: Run, tmp_path: Path) -> N
 
 
 def test_a_failing_setup_reaches_the_caller(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(PrunelensError, match=r"^expected a model, found none; name one$"):
+    with pytest.raises(PrunelensError) as caught:
         list(run([1, 2], tmp_path, fail_setup, note_job, 2))
-    with pytest.raises(PrunelensError, match=r"^a worker could not start: OSError: no room$") as caught:
+    assert str(caught.value) == "expected a model, found none; name one"
+    with pytest.raises(PrunelensError) as caught:
         list(run([1, 2], tmp_path, crash_setup, note_job))
+    assert str(caught.value) == "a worker could not start: OSError: no room"
     assert "in crash_setup" in caught.value.__notes__[0]
     assert noted(tmp_path, "job") == []
 
@@ -322,13 +329,34 @@ if __name__ == "__main__":
         raise SystemExit(5)
     next(running)
 """
+JOINER = """
+import sys
+from pathlib import Path
+
+from prunelens.study.executors import run_ray
+from test_executors import note_job, note_setup
+
+if __name__ == "__main__":
+    print(list(run_ray([1], Path(sys.argv[1]), note_setup, note_job, address=sys.argv[2])))
+"""
+
+
+@contextmanager
+def started(script: str, folder: Path, argument: str) -> Iterator[subprocess.Popen[str]]:
+    path = folder / "script.py"
+    path.write_text(script, encoding="utf-8")
+    process = subprocess.Popen([sys.executable, path, folder, argument], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 @pytest.mark.parametrize(("end", "status"), [("kill", -signal.SIGKILL), ("exit", 5)])
 def test_workers_end_with_their_parent(end: str, status: int, tmp_path: Path) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT, encoding="utf-8")
-    with subprocess.Popen([sys.executable, script, tmp_path, end], stdout=subprocess.PIPE, text=True) as parent:
+    with started(PARENT, tmp_path, end) as parent:
         assert parent.stdout.readline() == "Outcome(job=0, error=None, traceback=None)\n"
         locks = sorted(tmp_path.glob("lock*"))
         assert len(locks) == 2
@@ -337,6 +365,34 @@ def test_workers_end_with_their_parent(end: str, status: int, tmp_path: Path) ->
             parent.kill()
         assert parent.wait(PATIENCE) == status
     wait_until(lambda: all(is_free(lock) for lock in locks))
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_ray_joins_the_cluster_at_an_address(tmp_path: Path) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    with started(JOINER, tmp_path, address) as joiner:
+        assert joiner.communicate(timeout=PATIENCE)[0] == "[Outcome(job=1, error=None, traceback=None)]\n"
+    assert ray.get(ray.put(1)) == 1
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_ray_joins_no_second_cluster(tmp_path: Path) -> None:
+    import ray
+
+    with pytest.raises(PrunelensError, match="expected Ray at auto, found no way to it"):
+        list(run_ray([1], tmp_path, note_setup, note_job, address="auto"))
+    assert ray.is_initialized()
+
+
+def test_ray_is_not_at_the_address(tmp_path: Path) -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unheard.getsockname()[1]}"
+        for asked in (address, f"ray://{address}", "nowhere"):
+            with pytest.raises(PrunelensError, match=f"^expected Ray at {asked}, found no way to it .*; check"):
+                list(run_ray([1], tmp_path, note_setup, note_job, address=asked))
 
 
 def test_ray_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

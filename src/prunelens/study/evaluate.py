@@ -120,8 +120,9 @@ class Bench:
         return self._run("dense", Variant(self.dense))
 
     def measure(self, label: str, variant: Variant) -> Found:
-        """What a compressed model does; the dense one is measured first."""
-        assert self.dense_found is not None
+        """What a compressed model does; where neighbours are compared, the dense one is measured first."""
+        if self._corpora and not self._retrieved:
+            _ = self.dense_found
         return self._run(label, variant)
 
     def _run(self, label: str, variant: Variant) -> Found:
@@ -200,7 +201,7 @@ def _guessed_ndcg(corpus: Corpus) -> float:
         ideal = np.array(sorted(grades.values(), reverse=True)[:NEIGHBOURS], dtype=float)
         best = float(ideal @ discounts[: len(ideal)])
         shares.append(sum(grades.values()) / len(corpus.passages) * float(discounts.sum()) / best if best else 0.0)
-    return float(min(1.0, np.mean(shares)))
+    return min(1.0, float(np.mean(shares)))
 
 
 def evaluate(
@@ -232,6 +233,7 @@ def evaluate(
     start = time.perf_counter()
     bench = Bench(model, chosen[0], chosen[1], reporter)
     _make(model, candidates, calibration, reporter, chosen[1].seed)
+    _ = bench.dense_found
     found = {candidate.label: bench.measure(candidate.label, candidate.variant(model)) for candidate in candidates}
     return collect(bench, candidates, found, thresholds or Thresholds(), time.perf_counter() - start)
 

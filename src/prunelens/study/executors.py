@@ -106,7 +106,8 @@ class _Bench:
         except PrunelensError as error:
             return _Reply(_one_line(str(error)), traceback.format_exc())
         except Exception as error:
-            return _Reply(prefix + _one_line(f"{type(error).__name__}: {error}"), traceback.format_exc())
+            text = _one_line(f"{type(error).__name__}: {error}").removesuffix(":")
+            return _Reply(prefix + text, traceback.format_exc())
         return _Reply()
 
 
@@ -177,7 +178,8 @@ class _Schedule:
         error = LOST_SETUP if self.lost_in_setup == MAX_ATTEMPTS else reply.error
         if error is not None:
             self.failure = PrunelensError(error)
-            self.failure.add_note(reply.traceback or "")
+            if reply.traceback:
+                self.failure.add_note(reply.traceback)
 
 
 class _LocalCrew:
@@ -193,6 +195,7 @@ class _LocalCrew:
         atexit.register(self.close)  # not daemons, so that work may use processes: they must not outlast an exit
 
     def hire(self, start: bytes) -> Any:
+        self.leaving = [process for process in self.leaving if process.is_alive()]  # frees the handles of the others
         pipe, end = self.context.Pipe()
         process = self.context.Process(target=_serve, args=(end,), name="prunelens-worker")
         process.start()
@@ -261,7 +264,7 @@ class _RayCrew:
             raise PrunelensError(f"running on Ray needs the ray package; {advice}") from error
         self.ray, self.pack = ray, ray.cloudpickle.dumps
         self.promises: dict[Any, Any] = {}
-        self.started = not ray.is_initialized()
+        self.started = address is not None or not ray.is_initialized()
         if self.started:
             _connect(ray, workers, address)
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
@@ -305,6 +308,6 @@ def _connect(ray: Any, workers: int, address: str | None) -> None:
             ray.init(**options, logging_level="ERROR", log_to_driver=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise PrunelensError(
-            f"expected Ray at {address or 'this machine'}, found none ({_one_line(str(error))}); "
+            f"expected Ray at {address or 'this machine'}, found no way to it ({_one_line(str(error))}); "
             "check that it runs, or use --executor local"
         ) from error

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
@@ -39,8 +40,17 @@ from prunelens.tracing.generate import Continuation
 from prunelens.tracing.prompt_end import prompt_end_stats
 
 
+@dataclass(frozen=True)
+class Written:
+    """What the dense model wrote, greedily and sampled, and how its sublayers rank; the same for every comparison."""
+
+    greedy: list[Continuation]
+    sampled: list[Draw]
+    ranking: Ranking | None = None
+
+
 class Stages:
-    """One comparison in progress."""
+    """One comparison in progress; `written` may be taken over from one of the same model, prompts and settings."""
 
     def __init__(
         self,
@@ -49,7 +59,9 @@ class Stages:
         prompts: list[Prompt],
         settings: Settings,
         reporter: Reporter,
+        written: Written | None = None,
     ) -> None:
+        self._given = written
         self.dense = dense
         self.candidates = candidates
         self.prompts = prompts
@@ -61,10 +73,11 @@ class Stages:
     def run(self, calibration: list[list[int]] | None) -> Run:
         """All stages in order: write, rank, read, measure, run free."""
         with self._clock("dense writes"):
-            greedy, sampled = self._write_dense()
+            greedy, sampled = self._dense_texts()
         with self._clock("ranking"):
             texts = calibration or self._own_texts(greedy)
             ranking = self._rank(texts)
+        self.written = Written(greedy, sampled, ranking or (self._given.ranking if self._given else None))
         with self._clock("compressing"):
             apply_recipes(self.candidates, self.dense, texts, ranking, self.reporter, self.settings.seed)
         trajectories = self._trajectories(greedy, [draw.continuation for draw in sampled])
@@ -97,18 +110,20 @@ class Stages:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def _write_dense(self) -> tuple[list[Continuation], list[Draw]]:
-        advance = self._writing("dense writes")
         chosen = self.settings
-        ids = [prompt.token_ids for prompt in self.prompts]
-        greedy, sampled = write_dense(
+        return write_dense(
             self.dense,
-            ids,
+            [prompt.token_ids for prompt in self.prompts],
             chosen.max_new_tokens,
             chosen.temperature,
             chosen.seed,
             chosen.batch_size,
-            advance,
+            self._writing("dense writes"),
         )
+
+    def _dense_texts(self) -> tuple[list[Continuation], list[Draw]]:
+        given = self._given
+        greedy, sampled = (given.greedy, given.sampled) if given is not None else self._write_dense()
         for trace, written in (("greedy", greedy), ("sampled", [draw.continuation for draw in sampled])):
             self.parts["continuations"].append(continuation_rows("dense", trace, self.prompts, written, self.dense))
         return greedy, sampled
@@ -125,6 +140,8 @@ class Stages:
         counted = any(candidate.recipe and candidate.recipe.needs_ranking for candidate in self.candidates)
         if not counted and not self.settings.attribute:
             return None
+        if self._given is not None and self._given.ranking is not None:
+            return self._given.ranking
         advance = self.reporter("ranking sublayers", sum(map(len, texts)))
         return rank_redundancy(self.dense, texts, advance=advance)
 

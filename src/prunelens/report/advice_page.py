@@ -1,0 +1,179 @@
+"""The page of advice: the recipe, what it breaks, what it was held against, and the path of the search."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from prunelens.report.environment import THEME
+from prunelens.report.evaluation_page import task_environment
+from prunelens.report.figures import MUTED, Figure, Key, Panel, axis, draw, look, plot_text
+from prunelens.report.payload import script_json
+from prunelens.report.wording import number, percent, shorten
+from prunelens.study.store import Run
+
+Row = Mapping[str, Any]
+
+
+def render_advice(run: Run) -> str:
+    """The whole page: one HTML file that needs no network and no model."""
+    from plotly.offline import get_plotlyjs
+
+    info = run.info
+    figure = path_figure(run.tables["tried"].to_pylist(), info["aim"])
+    return (
+        task_environment()
+        .get_template("advice.html")
+        .render(
+            title=f"{info['dense']['name']} for {info['aim']['use']}",
+            lines=[f"decided by {', '.join(info['aim']['tasks'])}; {100 * info['aim']['keep']:g} % is to be kept"],
+            plotly=Markup(get_plotlyjs()),
+            theme=Markup(script_json(THEME)),
+            info=info,
+            sentences=sentences(info),
+            verdicts=_as_summary(info),
+            held_out=[_kl_cells(row) for row in info["held_out"]["kl"]],
+            use=info["held_out_use"],
+            tried=[_tried_cells(row, info["chosen"]) for row in run.tables["tried"].to_pylist()],
+            figures=[figure] if figure else [],
+            notes=info["notes"],
+        )
+    )
+
+
+def render_advice_summary(run: Run) -> str:
+    """The advice in sentences and the verdicts, as an HTML fragment for a notebook."""
+    template = task_environment().get_template("advice_summary.html")
+    return template.render(sentences=sentences(run.info), verdicts=_as_summary(run.info))
+
+
+def _as_summary(info: Row) -> list[dict[str, Any]]:
+    return [{"compressed": info["chosen"]["recipe"], "verdicts": info["verdicts"]}] if info["chosen"] else []
+
+
+def sentences(info: Row) -> list[str]:
+    """The advice in words: what, how much it saves, where it loads, what it was held against, what it breaks."""
+    aim, chosen = info["aim"], info["chosen"]
+    if chosen is None:
+        closest = info["closest"]
+        near = f" The nearest was {closest['recipe']} ({closest['number']})." if closest else ""
+        return [
+            f"Nothing that was tried keeps {100 * aim['keep']:g} % for {aim['use']}.{near}",
+            *_against(info),
+        ]
+    found = [
+        f"{chosen['recipe']} is the strongest that was found: it saves {percent(chosen['bytes_saved'])} of the bytes and "
+        f"keeps {chosen['number']} on the items of the search.",
+        f"Deployment: {chosen['loads']}.",
+        *_on_held_out(info),
+        *_against(info),
+    ]
+    runner_up = info["runner_up"]
+    if runner_up:
+        found.append(
+            f"Runner-up: {runner_up['recipe']}, {percent(runner_up['bytes_saved'])} of the bytes saved, "
+            f"{percent(runner_up['zeros'])} zeros, {runner_up['number']}."
+        )
+    broken = [line["use"] for line in info["verdicts"] if line["verdict"] == "broken"]
+    risky = [line["use"] for line in info["verdicts"] if line["verdict"] == "at risk"]
+    found.append(
+        f"It breaks: {', '.join(broken) or 'nothing that was measured'}; at risk: {', '.join(risky) or 'none'}."
+    )
+    return found
+
+
+def _on_held_out(info: Row) -> list[str]:
+    own = next((row for row in info["held_out_use"] if row["role"] == "chosen"), None)
+    if own is None:
+        return []
+    verdict = "keeps the use there too" if own["loss"] <= 1 else "does not keep the use there"
+    return [f"On items that the search did not see: {own['number']}; it {verdict}."]
+
+
+def _against(info: Row) -> list[str]:
+    found = []
+    for key, name in (("against_cosine", "the cosine ranking's choice"), ("against_random", "random drops")):
+        pair = info["held_out"].get(key)
+        if pair:
+            found.append(
+                f"{pair['left']} {_beats(pair)} {name} of the same size in KL on prompts that it did not see"
+                f" ({_difference(pair)})."
+            )
+    return found
+
+
+def _beats(pair: Row) -> str:
+    if pair["difference"]["low"] == pair["difference"]["high"] == 0:
+        return "is the same as"
+    return {pair["left"]: "beats", None: "is a tie with"}.get(pair["better"], "does worse than")
+
+
+def _difference(pair: Row) -> str:
+    found = pair["difference"]
+    return f"{found['mean']:+.3f} nats [{found['low']:+.3f}, {found['high']:+.3f}]".replace("-", "−")
+
+
+def _kl_cells(row: Row) -> dict[str, str]:
+    return {
+        "role": row["role"],
+        "recipe": shorten(row["recipe"], 90),
+        "kl": f"{number(row['mean'])} [{number(row['low'])} to {number(row['high'])}]",
+    }
+
+
+def _tried_cells(row: Row, chosen: Row | None) -> dict[str, Any]:
+    return {
+        "recipe": shorten(row["recipe"], 90),
+        "saved": percent(row["bytes_saved"]),
+        "zeros": percent(row["zeros"]),
+        "kl": number(row["kl"]),
+        "number": row["number"],
+        "keeps": "yes" if row["keeps"] else "no",
+        "chosen": bool(chosen) and row["recipe"] == chosen["recipe"],
+    }
+
+
+def path_figure(tried: list[Row], aim: Row) -> Figure | None:
+    """What was lost against what was saved, in tolerances: below the line the use is kept."""
+    families = list(dict.fromkeys(row["family"] for row in tried))
+    if not families:
+        return None
+    panels = []
+    for title, quantity, column, wanted in (
+        ("Drops and formats", "bytes saved, %", "bytes_saved", [one for one in families if one != "masks"]),
+        ("Masks", "zeros in the blocks' matrices, %", "zeros", [one for one in families if one == "masks"]),
+    ):
+        traces = [_trace(tried, family, column, families.index(family)) for family in wanted]
+        if traces:
+            line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1, "line": {"color": MUTED}}
+            layout = {
+                "xaxis": axis(quantity),
+                "yaxis": axis("lost / tolerance, no unit"),
+                "shapes": [line],
+                "showlegend": False,
+            }
+            panels.append(Panel(title, draw(traces, layout), height=300))
+    return Figure(
+        f"The search for {aim['use']}",
+        f"Each point is one recipe. At or below 1 it keeps the use: at most {100 * (1 - aim['keep']):.3g} % of the score "
+        f"lost; for long texts at most {2 * (1 - aim['keep']):.2g} nats per token and as many points of looping texts.",
+        tuple(panels),
+        keys=tuple(Key("dot", look(place, "").colour, family) for place, family in enumerate(families)),
+        across=2,
+    )
+
+
+def _trace(tried: list[Row], family: str, column: str, place: int) -> dict[str, Any]:
+    rows = sorted((row for row in tried if row["family"] == family), key=lambda row: row[column])
+    style = look(place, family)
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": [100 * row[column] for row in rows],
+        "y": [row["loss"] for row in rows],
+        "text": [plot_text(row["recipe"]) for row in rows],
+        "name": style.name,
+        "line": {"color": style.colour},
+        "marker": {"symbol": style.symbol, "size": 8},
+        "hovertemplate": "%{text}: %{y:.2f}<extra></extra>",
+    }

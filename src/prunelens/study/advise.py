@@ -1,0 +1,341 @@
+"""Find the strongest recipe that keeps a use, hold it against cosine and chance, and say what it breaks."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from prunelens.errors import PrunelensError
+from prunelens.models.cache import write_whole
+from prunelens.models.loading import Model, load
+from prunelens.models.nemotron_nas import check as check_nemotron_nas
+from prunelens.models.surgery import Drop
+from prunelens.pruning.importance import choose, rank_redundancy
+from prunelens.pruning.recipe import parse_recipe
+from prunelens.pruning.steps import MaskStep, QuantizeStep, Step
+from prunelens.study.advice import ADVICE, SCHEMAS, Advice
+from prunelens.study.evaluate import Bench, TaskSettings
+from prunelens.study.held_out import compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
+from prunelens.study.ledger import Ledger, OutOfTime
+from prunelens.study.prune import calibration_texts
+from prunelens.study.record import describe_model
+from prunelens.study.scores import score_rows
+from prunelens.study.search import Aim, Search, Tried, loss_of, recipe_of, strongest
+from prunelens.study.settings import Reporter, silent
+from prunelens.study.store import Run, write_run
+from prunelens.study.verdict import judge
+from prunelens.tasks.prompts import CORE, encode, prompts
+from prunelens.tasks.suite import CORE_TASKS, USES, Chosen, nearest, parse_tasks
+from prunelens.tracing.forced import Trajectory
+from prunelens.tracing.generate import Greedy, write
+
+TASKS = {
+    "retrieval": ("core_retrieval",),
+    "multiple-choice": ("core_choice",),
+    "short-generation": ("core_facts", "core_arithmetic", "core_copy"),
+    "long-generation": ("core_long",),
+}
+"""What decides a use where no tasks are given."""
+SEARCH_PROMPTS = 16
+TEXT_TOKENS = 32
+SEARCH_SHARE = 0.65
+"""Share of the budget after which the search stops, so that the rest serves to check what it found."""
+MARK = "advice.json"
+
+
+def advise(
+    dense: str | Path | Model,
+    use: str,
+    folder: str | Path,
+    keep: float = 0.95,
+    budget: float | None = None,
+    tasks: str | Sequence[str] | None = None,
+    long_tokens: int = 256,
+    limit: int | None = None,
+    seed: int = 0,
+    reporter: Reporter = silent,
+) -> Advice:
+    """Search for the strongest recipe that keeps a use, then validate it on prompts and items it did not see.
+
+    Args:
+        dense: an open model, or what `load` takes.
+        use: one of `USES`.
+        folder: where everything is kept; a stopped search goes on, and searches for other uses share what is there.
+        keep: the share of what the dense model does that is to be kept.
+        budget: minutes; None for no limit.
+        tasks: what decides the use, instead of the core tasks of its class.
+        long_tokens: where long texts are cut.
+        limit: at most so many items of each task and half.
+        seed: of the random drops that the found one is held against.
+        reporter: progress display.
+
+    Raises:
+        PrunelensError: bad input, or a budget that ends before the dense model's own tasks do.
+    """
+    aim, chosen = check_advice(use, keep, budget, tasks)
+    model = dense if isinstance(dense, Model) else load(dense)
+    target = Path(folder)
+    _claim(target)
+    return _Advising(model, aim, chosen, target, budget, long_tokens, limit, seed, reporter).run()
+
+
+def check_advice(use: str, keep: float, budget: float | None, tasks: str | Sequence[str] | None) -> tuple[Aim, Chosen]:
+    """Refuse what needs no model to be seen wrong.
+
+    Raises:
+        PrunelensError: an unknown use, a share or a budget without meaning, an unknown task.
+    """
+    if use not in USES:
+        raise PrunelensError(f"expected a use of {', '.join(USES)}, found {use!r}{nearest(use, USES)}")
+    if not 0.5 <= keep < 1:
+        raise PrunelensError(f"expected --keep from 0.5 to below 1, found {keep}")
+    if budget is not None and not budget > 0:
+        raise PrunelensError(f"expected --budget of more than 0 minutes, found {budget}")
+    names = list(parse_tasks(tasks).tasks) if tasks is not None else list(TASKS[use])
+    return Aim(use, keep), parse_tasks({use: names})
+
+
+def _claim(folder: Path) -> None:
+    try:
+        if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise PrunelensError(f"{folder} exists and is not a search; choose another folder or remove it")
+        write_whole(folder / MARK, json.dumps({"format": ADVICE.format}) + "\n")
+    except OSError as error:
+        raise PrunelensError(f"the search cannot be kept in {folder} ({error.strerror or error})") from error
+
+
+class _Advising:
+    """One search and its validation."""
+
+    def __init__(
+        self,
+        model: Model,
+        aim: Aim,
+        chosen: Chosen,
+        folder: Path,
+        budget: float | None,
+        long_tokens: int,
+        limit: int | None,
+        seed: int,
+        reporter: Reporter,
+    ) -> None:
+        self.model, self.aim, self.folder, self.budget, self.seed = model, aim, folder, budget, seed
+        self.reporter = reporter
+        self.ledger = Ledger(folder / "answers")
+        self.about = {"fingerprint": model.fingerprint, "dtype": str(model.dtype), "version": 1}
+        self.settings = TaskSettings(limit=limit, subset="search", long_tokens=long_tokens)
+        self.bench = Bench(model, chosen, self.settings, reporter)
+        self._texts: Sequence[Sequence[int]] | None = None
+
+    def run(self) -> Advice:
+        """Search, validate, write."""
+        search_texts, other_texts = self._trajectories()
+        search = Search(
+            self.model,
+            self.bench,
+            self.aim,
+            self.ledger,
+            search_texts[:SEARCH_PROMPTS],
+            self._calibration,
+            self.about,
+            self.reporter,
+        )
+        self._first(search)
+        self._search(search)
+        self.ledger.allow(None)
+        return self._validated(search, other_texts)
+
+    def _first(self, search: Search) -> None:
+        """The dense model's own scores, which tell whether the use can be measured and the budget is enough."""
+        dense = search.dense_scores(self.bench)
+        loss_of(self.aim, dense, dense)
+        if self.budget is not None and self.ledger.asked and self.ledger.spent > 60 * self.budget:
+            minutes = self.ledger.spent / 60
+            raise PrunelensError(
+                f"the budget of {self.budget:g} minutes ended with the dense model's own tasks ({minutes:.1f} minutes); "
+                f"give several times as much, or fewer items with --limit; what was measured is kept in {self.folder}"
+            )
+
+    def _search(self, search: Search) -> None:
+        self.ledger.allow(60 * self.budget * SEARCH_SHARE if self.budget is not None else None)
+        try:
+            search.formats()
+            search.masks()
+            search.drops()
+            search.together()
+        except OutOfTime:
+            search.notes.append(
+                f"the budget of {self.budget:g} minutes ended the search; the same command goes on where it stopped"
+            )
+
+    def _calibration(self) -> Sequence[Sequence[int]]:
+        if self._texts is None:
+            self._texts = calibration_texts(True, self.model, None, self.reporter)
+        return self._texts
+
+    def _trajectories(self) -> tuple[list[Trajectory], list[Trajectory]]:
+        """The dense model's greedy texts on every second prompt, and on the others."""
+        encoded = encode(prompts(CORE), self.model, True, TEXT_TOKENS)
+        ids = [prompt.token_ids for prompt in encoded]
+
+        def answer() -> list[Any]:
+            advance = self.reporter("dense writes", len(ids) * TEXT_TOKENS)
+            written = write(self.model, ids, [Greedy() for _ in ids], TEXT_TOKENS, 32, advance)
+            return [[one.token_ids, one.ended] for one in written]
+
+        found = self.ledger.ask(self.about | {"ask": "texts", "prompts": CORE, "tokens": TEXT_TOKENS}, answer)
+        texts = [
+            Trajectory(index, "greedy", prompt, tuple(tokens), ended)
+            for index, (prompt, (tokens, ended)) in enumerate(zip(ids, found, strict=True))
+        ]
+        return texts[::2], texts[1::2]
+
+    def _validated(self, search: Search, texts: list[Trajectory]) -> Advice:
+        ranked = strongest(search.tried)
+        chosen = ranked[0] if ranked else None
+        runner_up = _runner_up(ranked)
+        drop = self._best_drop(search, chosen)
+        held_out, rows = self._held_out_kl(search, chosen, drop, texts)
+        judged = self._held_out_tasks(search, chosen, runner_up, held_out)
+        info = {
+            "format": ADVICE.format,
+            "format_version": ADVICE.version,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "dense": describe_model(self.model),
+            "aim": asdict(self.aim) | {"tasks": list(self.bench.chosen.tasks), "budget": self.budget},
+            "settings": asdict(self.settings),
+            "chosen": self._described(chosen),
+            "runner_up": self._described(runner_up),
+            "closest": self._described(min(search.tried, key=lambda one: one.loss, default=None)),
+            "held_out": held_out,
+            **judged,
+            "notes": [*search.notes, *self.model.notes],
+            "seconds": round(self.ledger.spent, 1),
+            "versions": {name: version(name) for name in ("prunelens", "torch", "transformers")},
+        }
+        tables = {
+            "tried": pa.Table.from_pylist([one.row() for one in search.tried], SCHEMAS["tried"]),
+            "held_out": pa.Table.from_pylist(rows, SCHEMAS["held_out"]),
+        }
+        return self._write(Run(tables, info))
+
+    def _best_drop(self, search: Search, chosen: Tried | None) -> Drop | None:
+        """The drop in what was chosen, else the largest that keeps the use, else the first of the path."""
+        drops = [one for one in strongest(search.tried) if one.family == "drops"]
+        first = [one for one in search.tried if one.family == "drops"]
+        for one in (*([chosen] if chosen is not None else []), *drops[:1], *first[:1]):
+            step = parse_recipe(one.recipe).steps[0]
+            if isinstance(step, Step):
+                return choose(step, self.model, None, Drop())
+        return None
+
+    def _held_out_kl(
+        self, search: Search, chosen: Tried | None, drop: Drop | None, texts: list[Trajectory]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """KL on the other prompts: what was chosen, the found drop, the cosine's of the same size, random ones."""
+        recipes: list[tuple[str, str]] = []
+        if drop is not None:
+            ranking = rank_redundancy(self.model, self._calibration())
+            recipes = [("found drop", recipe_of(drop)), ("cosine", recipe_of(cosine_drop(drop, ranking)))]
+            recipes += [("random", recipe_of(one)) for one in random_drops(drop, self.model, self.seed)]
+        if chosen is not None:
+            recipes.insert(0, ("chosen", chosen.recipe))
+        kl = {recipe: self._kl(search, recipe, texts) for _, recipe in recipes}
+        rows = [
+            {"recipe": recipe, "role": role, "prompt_id": str(text.prompt), "kl": value}
+            for role, recipe in recipes
+            for text, value in zip(texts, kl[recipe], strict=True)
+        ]
+        found: dict[str, Any] = {"kl": [{"role": role, "recipe": name} | mean_kl(kl[name]) for role, name in recipes]}
+        by_role = {role: recipe for role, recipe in reversed(recipes)}
+        if drop is not None:
+            found["against_cosine"] = compared(kl, by_role["found drop"], by_role["cosine"])
+            randoms = [recipe for role, recipe in recipes if role == "random"]
+            kl["random"] = [sum(values) / len(randoms) for values in zip(*(kl[name] for name in randoms), strict=True)]
+            found["against_random"] = compared(kl, by_role["found drop"], "random")
+        return found, rows
+
+    def _kl(self, search: Search, recipe: str, texts: list[Trajectory]) -> list[float]:
+        question = self.about | {"ask": "held-out kl", "recipe": recipe, "tokens": TEXT_TOKENS}
+        found: list[float] = self.ledger.ask(
+            question, lambda: kl_by_prompt(self.model, texts, [search.pruned(recipe).variant])[0]
+        )
+        return found
+
+    def _held_out_tasks(
+        self, search: Search, chosen: Tried | None, runner_up: Tried | None, held_out: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The other items of all core tasks for what was chosen; those of the use for what it is held against."""
+        settings = TaskSettings(limit=self.settings.limit, subset="held-out", long_tokens=self.settings.long_tokens)
+        own = Bench(self.model, self.bench.chosen, settings, self.reporter)
+        judged: dict[str, Any] = {"verdicts": [], "scores": [], "held_out_use": []}
+        cosine = next((one["recipe"] for one in held_out["kl"] if one["role"] == "cosine"), None)
+        wanted = [("chosen", chosen.recipe if chosen else None), ("runner-up", runner_up.recipe if runner_up else None)]
+        for role, recipe in (*wanted, ("cosine, same size", cosine)):
+            if recipe is not None:
+                loss, number = loss_of(self.aim, search.dense_scores(own), search.measure(own, recipe).scored)
+                judged["held_out_use"].append({"role": role, "recipe": recipe, "loss": loss, "number": number})
+        if chosen is not None:
+            names = [name for name in CORE_TASKS if name not in self.bench.chosen.tasks]
+            others = Bench(self.model, parse_tasks(names), settings, self.reporter) if names else None
+            benches = [own, *([others] if others else [])]
+            dense = [one for bench in benches for one in search.dense_scores(bench)]
+            scored = [one for bench in benches for one in search.measure(bench, chosen.recipe).scored]
+            rows = score_rows(dense, scored)
+            judged["verdicts"] = [line.as_dict() for line in judge(dense, scored, rows)]
+            judged["scores"] = rows
+        return judged
+
+    def _described(self, tried: Tried | None) -> dict[str, Any] | None:
+        return tried.row() | {"loads": loads_where(tried.recipe, self.model)} if tried is not None else None
+
+    def _write(self, run: Run) -> Advice:
+        from prunelens.report.advice_page import render_advice
+
+        target = self.folder / self.aim.use
+        with ADVICE.new_folder(target) as temporary:
+            write_run(run, temporary)
+            (temporary / "report.html").write_text(render_advice(run), encoding="utf-8")
+        return Advice(run, target)
+
+
+def _runner_up(ranked: Sequence[Tried]) -> Tried | None:
+    """The strongest of another family, else the next strongest."""
+    others = [one for one in ranked[1:] if one.family != ranked[0].family]
+    return (others or list(ranked[1:]) or [None])[0]
+
+
+def loads_where(recipe: str, model: Model) -> str:
+    """Where a checkpoint of the recipe loads, and whether it is smaller there."""
+    said = []
+    for step in parse_recipe(recipe).steps:
+        if isinstance(step, MaskStep):
+            said.append("the zeros of a mask are plain weights: transformers and vLLM load it, no smaller, no faster")
+        elif isinstance(step, QuantizeStep):
+            said.append(f"{step.to} weights load in transformers with torchao installed, smaller on disk and in memory")
+        elif isinstance(step, Step) and step.kinds == ("block",):
+            said.append("whole blocks are cut: plain transformers and vLLM load it, smaller and faster")
+        elif isinstance(step, Step):
+            said.append(_single(model))
+        else:
+            said.append("fewer experts: plain transformers loads it, smaller")
+    return "; ".join(said)
+
+
+def _single(model: Model) -> str:
+    try:
+        check_nemotron_nas(model.network.config)
+    except PrunelensError:
+        return (
+            "single sublayers: plain transformers and vLLM load it with zeros in their place, no smaller and no faster; "
+            "prunelens leaves them out"
+        )
+    return (
+        "single sublayers: plain transformers and vLLM load it with zeros in their place, no smaller and no faster; "
+        "saved with --format nemotron-nas, vLLM, SGLang and llama.cpp leave them out"
+    )

@@ -1,0 +1,165 @@
+"""One cell of a sweep: made by a worker that opened the model once, and written whole or not at all."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from prunelens.models.folders import new_folder
+from prunelens.models.loading import Model, load
+from prunelens.pruning.importance import Ranking, rank_redundancy
+from prunelens.study.candidates import Candidate, apply_recipes, open_candidates
+from prunelens.study.evaluate import Bench, collect
+from prunelens.study.evaluation import EVALUATION
+from prunelens.study.prune import calibration_texts
+from prunelens.study.record import describe_size
+from prunelens.study.settings import silent
+from prunelens.study.stages import Stages, Written
+from prunelens.study.store import RUN, Run, read_run, write_run
+from prunelens.study.study_file import Cell, Study
+from prunelens.tasks.prompts import encode, prompts
+from prunelens.tasks.suite import parse_tasks
+
+CELL = "cell.json"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What every worker of a sweep gets."""
+
+    study: Study
+    folder: Path
+
+
+@dataclass
+class Context:
+    """A worker's model, and what it keeps from cell to cell: the dense model's texts and its scores."""
+
+    given: Given
+    dense: Model
+    written: dict[int, Written] = field(default_factory=dict)
+
+    @cached_property
+    def bench(self) -> Bench | None:
+        """The dense model with its tasks; the seed of a cell touches recipes only."""
+        study = self.given.study
+        if study.tasks is None:
+            return None
+        return Bench(self.dense, parse_tasks(study.tasks), study.evaluate.settings(0))
+
+    @cached_property
+    def calibration(self) -> list[list[int]] | None:
+        """The calibration texts that the study names."""
+        path = self.given.study.calibration
+        return [list(text) for text in calibration_texts(True, self.dense, Path(path), silent)] if path else None
+
+    @cached_property
+    def own_texts(self) -> list[list[int]]:
+        """What calibrates where nothing is compared and nothing is named."""
+        return self.calibration or [list(text) for text in calibration_texts(True, self.dense, None, silent)]
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The dense model's sublayers, ranked on `own_texts`."""
+        return rank_redundancy(self.dense, self.own_texts)
+
+
+def setup(given: Given) -> Context:
+    """Open the model, once in each worker.
+
+    Raises:
+        PrunelensError: as `load`.
+    """
+    study = given.study
+    return Context(given, load(study.model, study.dtype, study.device, study.trust_remote_code))
+
+
+def work(context: Context, cell: Cell) -> None:
+    """Make one cell and write it.
+
+    Raises:
+        PrunelensError: a recipe that the model cannot take, or a fault on the way.
+    """
+    study, dense = context.given.study, context.dense
+    candidate = open_candidates(dense, [cell.recipe])[0]
+    run = _compare(context, candidate, cell.seed)
+    if run is None:
+        assert candidate.recipe is not None
+        texts = context.own_texts if candidate.recipe.needs_calibration else []
+        ranking = context.ranking if candidate.recipe.needs_ranking else None
+        apply_recipes([candidate], dense, texts, ranking, silent, cell.seed)
+    with new_folder(cell_folder(context.given.folder, cell), _is_cell, "cell") as temporary:
+        if run is not None:
+            (temporary / "compare").mkdir()
+            write_run(run, temporary / "compare")
+        if context.bench is not None:
+            (temporary / "evaluate").mkdir()
+            found = {candidate.label: context.bench.measure(candidate.label, candidate.variant(dense))}
+            collect(context.bench, [candidate], found, study.thresholds, 0.0).write(temporary / "evaluate")
+        sizes = {"dense": describe_size(Candidate("dense"), dense), "compressed": describe_size(candidate, dense)}
+        _write_json(temporary / CELL, cell.model_dump() | sizes)
+
+
+def _compare(context: Context, candidate: Candidate, seed: int) -> Run | None:
+    comparing = context.given.study.compare
+    if comparing is None:
+        return None
+    settings = comparing.settings(seed)
+    texts = encode(
+        prompts(comparing.prompts, comparing.num_prompts),
+        context.dense,
+        settings.chat_template,
+        settings.max_new_tokens,
+    )
+    stages = Stages(context.dense, [candidate], texts, settings, silent, context.written.get(seed))
+    run = stages.run(context.calibration)
+    context.written[seed] = stages.written
+    return run
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def cell_folder(folder: Path, cell: Cell) -> Path:
+    """Where a cell lies."""
+    return folder / "cells" / cell.key
+
+
+def _is_cell(folder: Path) -> bool:
+    return (folder / CELL).is_file()
+
+
+def keep_error(folder: Path, cell: Cell, error: str, traceback: str | None) -> None:
+    """Keep how a cell failed, so that it is not tried again unasked."""
+    with new_folder(cell_folder(folder, cell), _is_cell, "cell") as temporary:
+        _write_json(temporary / CELL, cell.model_dump() | {"error": error, "traceback": traceback})
+
+
+def read_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:
+    """What is known of a cell: its record, or None where it was not made yet."""
+    try:
+        found: dict[str, Any] = json.loads((cell_folder(folder, cell) / CELL).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def forget_cell(folder: Path, cell: Cell) -> None:
+    """Take a cell away, so that it is made again."""
+    shutil.rmtree(cell_folder(folder, cell), ignore_errors=True)
+
+
+def read_parts(folder: Path, cell: Cell) -> tuple[Run | None, Run | None]:
+    """(comparison, evaluation) of a finished cell.
+
+    Raises:
+        PrunelensError: a damaged cell.
+    """
+    home = cell_folder(folder, cell)
+    compared = read_run(home / "compare", RUN) if (home / "compare").is_dir() else None
+    evaluated = read_run(home / "evaluate", EVALUATION) if (home / "evaluate").is_dir() else None
+    return compared, evaluated

@@ -1,0 +1,211 @@
+"""A sweep: every cell of a study, made by workers, kept as it is finished, and read back as tables and a page."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prunelens.errors import PrunelensError
+from prunelens.models.cache import write_whole
+from prunelens.models.identify import identify
+from prunelens.study.cells import Given, forget_cell, keep_error, read_cell, setup, work
+from prunelens.study.executors import EXECUTORS
+from prunelens.study.settings import Reporter, silent
+from prunelens.study.store import Kind, Run, read_run
+from prunelens.study.study_file import Cell, Study, cells_of, parse_study, read_study
+from prunelens.study.sweep_tables import SCHEMAS, sweep_tables
+from prunelens.tasks.harness import Harness
+from prunelens.tasks.prompts import prompts
+from prunelens.tasks.retrieval import read_corpus
+from prunelens.tasks.suite import parse_tasks, retrieval_folder
+
+SWEEP = Kind(
+    "prunelens-sweep",
+    1,
+    SCHEMAS,
+    ("study", "cells", "summary", "calibration", "alike"),
+    "sweep",
+    "sweep",
+)
+
+
+class Sweep:
+    """What a sweep found: a row for each cell, its scores and its verdicts.
+
+    Attributes:
+        tables: `cells`, `scores` and `verdicts`.
+        info: the content of run.json: the study, what each prediction was worth, and models of equal choice.
+        folder: where it lies.
+    """
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self._run, self.folder = run, folder
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Sweep":
+        """Read a sweep that has ended.
+
+        Raises:
+            PrunelensError: none there, or a damaged one.
+        """
+        return cls(read_run(Path(folder), SWEEP), Path(folder))
+
+    @property
+    def tables(self) -> dict[str, pa.Table]:
+        """Arrow tables by name."""
+        return self._run.tables
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The content of run.json."""
+        return self._run.info
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """Cells that ended in an error, with it."""
+        return [row for row in self.tables["cells"].to_pylist() if row["status"] == "failed"]
+
+    @property
+    def page(self) -> Path:
+        """Where the page lies."""
+        return self.folder / "report.html"
+
+    def _repr_html_(self) -> str:
+        from prunelens.report.sweep_page import render_sweep_summary
+
+        return render_sweep_summary(self._run)
+
+
+def sweep(
+    study: str | Path | Mapping[str, Any] | Study,
+    folder: str | Path,
+    executor: str = "local",
+    workers: int = 1,
+    address: str | None = None,
+    retry_failed: bool = False,
+    reporter: Reporter = silent,
+) -> Sweep:
+    """Run every cell of a study that is not there yet, then write tables and the page.
+
+    Args:
+        study: the path of a YAML document, or what stands in one.
+        folder: where the cells are kept; a stopped sweep goes on where it was.
+        executor: `local` (processes) or `ray`.
+        workers: processes or actors; each opens the model once.
+        address: of a Ray cluster; None starts one here.
+        retry_failed: make cells again that had failed.
+        reporter: progress display.
+
+    Raises:
+        PrunelensError: a bad study, a folder that holds something else, or a model that no worker can open.
+    """
+    found, target = _as_study(study), Path(folder)
+    if executor not in EXECUTORS:
+        raise PrunelensError(f"expected an executor of {', '.join(EXECUTORS)}, found {executor!r}")
+    if workers < 1:
+        raise PrunelensError(f"expected at least 1 worker, found {workers}; ask for 1 or more")
+    _check_tasks(found)
+    cells = cells_of(found, identify(found.model), _texts_hash(found))
+    _claim(target, found)
+    for cell in cells:
+        if retry_failed and "error" in (read_cell(target, cell) or {}):
+            forget_cell(target, cell)
+    missing = [cell for cell in cells if read_cell(target, cell) is None]
+    _make(missing, len(cells), Given(found, target.absolute()), executor, workers, address, reporter)
+    return _finish(found, cells, target)
+
+
+def _as_study(study: str | Path | Mapping[str, Any] | Study) -> Study:
+    if isinstance(study, Study):
+        return study
+    return read_study(Path(study)) if isinstance(study, str | Path) else parse_study(study)
+
+
+def _check_tasks(study: Study) -> None:
+    """Find unknown tasks and data that are not there before any worker starts."""
+    if study.tasks is None:
+        return
+    chosen = parse_tasks(study.tasks)
+    for name in chosen.retrieval:
+        read_corpus(retrieval_folder(name))
+    if chosen.harness:
+        Harness(chosen.harness)
+
+
+def _texts_hash(study: Study) -> str:
+    digest = hashlib.sha256()
+    if study.compare is not None:
+        for text in prompts(study.compare.prompts, study.compare.num_prompts):
+            digest.update(json.dumps([text.prompt_id, text.messages, text.options]).encode())
+    if study.calibration is not None:
+        try:
+            digest.update(Path(study.calibration).read_bytes())
+        except OSError as error:
+            raise PrunelensError(f"expected calibration texts at {study.calibration}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _claim(folder: Path, study: Study) -> None:
+    """Make the folder a sweep's, or see that it is one already."""
+    mark = folder / "study.json"
+    try:
+        if folder.exists() and not mark.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise PrunelensError(f"{folder} exists and is not a sweep; choose another folder or remove it")
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+        write_whole(mark, study.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise PrunelensError(f"the sweep cannot be kept in {folder} ({error.strerror or error})") from error
+
+
+def _make(
+    missing: list[Cell],
+    total: int,
+    given: Given,
+    executor: str,
+    workers: int,
+    address: str | None,
+    reporter: Reporter,
+) -> None:
+    advance = reporter(f"cells ({executor})", total)
+    advance(total - len(missing))
+    if not missing:
+        return
+    more = {"address": address} if executor == "ray" else {}
+    for outcome in EXECUTORS[executor](missing, given, setup, work, min(workers, len(missing)), **more):
+        if outcome.error is not None:
+            keep_error(given.folder, outcome.job, outcome.error, outcome.traceback)
+        advance(1)
+
+
+def _finish(study: Study, cells: list[Cell], folder: Path) -> Sweep:
+    from prunelens.report.sweep_page import render_sweep
+
+    tables, info = sweep_tables(study, cells, folder)
+    info = {"format": SWEEP.format, "format_version": SWEEP.version} | info
+    run = Run(tables, info)
+    try:
+        for name, table in tables.items():
+            _write_table(folder / f"{name}.parquet", table)
+        write_whole(folder / "run.json", json.dumps(info, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_whole(folder / "report.html", render_sweep(run))
+    except OSError as error:
+        raise PrunelensError(f"the sweep cannot be written to {folder} ({error.strerror or error})") from error
+    return Sweep(run, folder)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        pq.write_table(table, temporary, compression="zstd")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

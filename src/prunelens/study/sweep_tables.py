@@ -1,0 +1,311 @@
+"""The tables of a sweep from its cells, what each prediction was worth, and models that multiple choice cannot tell."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from prunelens.pruning.recipe import Recipe, parse_recipe
+from prunelens.pruning.steps import DROPS, MASKS, MaskStep, QuantizeStep
+from prunelens.spaces.ranks import rank_correlation
+from prunelens.study.cells import read_cell, read_parts
+from prunelens.study.store import Run
+from prunelens.study.study_file import Cell, Study
+from prunelens.study.verdict import judge
+from prunelens.tasks.suite import Metric, Scored
+
+CELL_NUMBERS = (
+    "parameters_saved",
+    "bytes_saved",
+    "zeros",
+    "kl",
+    "kl_low",
+    "kl_high",
+    "tv",
+    "same_top1",
+    "survival_8",
+    "survival_32",
+    "expected_agreed",
+    "excess_nll_predicted",
+    "same_choice",
+)
+SCORE_NUMBERS = (
+    "chance",
+    "dense",
+    "compressed",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "kept",
+    "kept_low",
+    "kept_high",
+    "sign_test",
+)
+NAMES = [("key", pa.string()), ("recipe", pa.string()), ("seed", pa.int64())]
+SCHEMAS = {
+    "cells": pa.schema(
+        [
+            *NAMES,
+            ("kind", pa.string()),
+            ("strength", pa.string()),
+            ("status", pa.string()),
+            ("error", pa.string()),
+            *[(name, pa.float64()) for name in CELL_NUMBERS],
+        ]
+    ),
+    "scores": pa.schema(
+        [
+            *NAMES,
+            ("task", pa.string()),
+            ("metric", pa.string()),
+            ("use", pa.string()),
+            ("decides", pa.string()),
+            ("items", pa.int32()),
+            ("at_chance", pa.bool_()),
+            ("tie", pa.bool_()),
+            ("lost", pa.int32()),
+            ("gained", pa.int32()),
+            *[(name, pa.float64()) for name in SCORE_NUMBERS],
+        ]
+    ),
+    "verdicts": pa.schema(
+        [
+            *NAMES,
+            ("use", pa.string()),
+            ("verdict", pa.string()),
+            ("number", pa.string()),
+            *[(name, pa.float64()) for name in ("value", "low", "high")],
+            ("rule", pa.string()),
+            ("source", pa.string()),
+            ("reason", pa.string()),
+        ]
+    ),
+}
+"""The tables of a sweep; a contract with other people's scripts."""
+
+ALIKE = 0.02
+"""Models whose multiple-choice score is at most so far from the dense one count as alike."""
+
+Row = dict[str, Any]
+
+
+def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dict[str, pa.Table], dict[str, Any]]:
+    """(tables, info) of a sweep whose cells are all made or have failed.
+
+    Verdicts are given anew with the study's thresholds, from item scores.
+    """
+    rows: dict[str, list[Row]] = {name: [] for name in SCHEMAS}
+    dense: dict[str, Any] = {}
+    for cell in cells:
+        record = read_cell(folder, cell)
+        if record is None:
+            continue
+        names = {"key": cell.key, "recipe": cell.recipe, "seed": cell.seed}
+        about = names | _kind(parse_recipe(cell.recipe))
+        if "error" in record:
+            rows["cells"].append(about | {"status": "failed", "error": record["error"]})
+            continue
+        compared, evaluated = read_parts(folder, cell)
+        dense = dense or _dense(compared or evaluated)
+        summary = compared.info["summary"][0] if compared else None
+        rows["cells"].append(about | {"status": "done"} | _numbers(record, summary))
+        if evaluated is not None:
+            rows["scores"] += [names | _flat(row) for row in evaluated.info["summary"][0]["scores"]]
+        rows["verdicts"] += [names | line for line in _verdicts(study, evaluated, summary)]
+    tables = {name: pa.Table.from_pylist(found, SCHEMAS[name]) for name, found in rows.items()}
+    info = {
+        "study": study.model_dump(mode="json"),
+        "dense": dense,
+        "cells": {"done": sum(row["status"] == "done" for row in rows["cells"]), "all": len(cells)},
+        "summary": _summary(rows),
+        "calibration": calibration(rows),
+        "alike": alike(rows),
+    }
+    return tables, info
+
+
+def _dense(run: Run | None) -> dict[str, Any]:
+    found: dict[str, Any] = run.info["dense"] if run is not None else {}
+    return found
+
+
+def _kind(recipe: Recipe) -> dict[str, str]:
+    """What kind of recipe it is, and how strong."""
+    step = recipe.steps[0]
+    if len(recipe.steps) > 1:
+        return {"kind": "sum", "strength": str(recipe)}
+    if isinstance(step, MaskStep):
+        return {"kind": step.method, "strength": str(step).partition(":")[2]}
+    if isinstance(step, QuantizeStep):
+        return {"kind": "quantize", "strength": step.to}
+    name, _, strength = str(step).replace("@", ":").partition(":")
+    return {"kind": name, "strength": strength}
+
+
+def is_drop(kind: str) -> bool:
+    """Whether a kind takes whole parts out."""
+    return kind in DROPS
+
+
+def is_mask(kind: str) -> bool:
+    """Whether a kind sets single weights to zero."""
+    return kind in MASKS
+
+
+def _numbers(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Row:
+    before, after = record["dense"], record["compressed"]
+    found: Row = {
+        "parameters_saved": 1 - after["parameters"] / before["parameters"],
+        "bytes_saved": 1 - after["bytes"] / before["bytes"],
+        "zeros": after["zeros"],
+    }
+    if summary is not None:
+        options = summary["options"]
+        found |= {
+            "kl": summary["kl"]["mean"],
+            "kl_low": summary["kl"]["low"],
+            "kl_high": summary["kl"]["high"],
+            "tv": summary["tv"]["mean"],
+            "same_top1": summary["same_top1"]["mean"],
+            "survival_8": summary["survival"].get("8", {}).get("value"),
+            "survival_32": summary["survival"].get("32", {}).get("value"),
+            "expected_agreed": summary["faithful_length"]["expected"]["mean"],
+            "excess_nll_predicted": summary["excess_nll"]["mean"],
+            "same_choice": options["same_choice"] / options["prompts"] if options else None,
+        }
+    return found
+
+
+def _flat(row: Mapping[str, Any]) -> Row:
+    kept = row["kept"] or {}
+    return {name: row[name] for name in ("task", "metric", "use", "decides", "items", "at_chance", "tie")} | {
+        "lost": row["lost"],
+        "gained": row["gained"],
+        "sign_test": row["sign_test"],
+        "chance": row["chance"],
+        "dense": row["dense"]["mean"],
+        "compressed": row["compressed"]["mean"],
+        "difference": row["difference"]["mean"],
+        "difference_low": row["difference"]["low"],
+        "difference_high": row["difference"]["high"],
+        "kept": kept.get("mean"),
+        "kept_low": kept.get("low"),
+        "kept_high": kept.get("high"),
+    }
+
+
+def _verdicts(study: Study, evaluated: Run | None, summary: Mapping[str, Any] | None) -> list[Row]:
+    if evaluated is None:
+        lines = judge([], [], [], summary, study.thresholds)
+    else:
+        (record,) = evaluated.info["summary"]
+        sides = [_scored(evaluated, model, record["scores"]) for model in ("dense", record["compressed"])]
+        lines = judge(sides[0], sides[1], record["scores"], summary, study.thresholds)
+    return [line.as_dict() for line in lines]
+
+
+def _scored(run: Run, model: str, rows: Sequence[Mapping[str, Any]]) -> list[Scored]:
+    """Item scores from the stored table."""
+    values: dict[tuple[str, str], dict[str, float]] = {}
+    for row in run.tables["tasks"].to_pylist():
+        if row["model"] == model:
+            values.setdefault((row["task"], row["metric"]), {})[row["item_id"]] = row["value"]
+    metrics = [
+        Metric(row["task"], row["metric"], row["use"], row["chance"], row["better"], row["decides"]) for row in rows
+    ]
+    return [Scored(metric, values[metric.task, metric.name]) for metric in metrics]
+
+
+def _summary(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """One record for each cell: what it saves, its damage, and its verdicts by class."""
+    found = []
+    for cell in rows["cells"]:
+        lines = [line for line in rows["verdicts"] if line["key"] == cell["key"]]
+        found.append(
+            {name: cell.get(name) for name in ("key", "recipe", "seed", "kind", "status", "error")}
+            | {name: cell.get(name) for name in ("bytes_saved", "parameters_saved", "zeros", "kl")}
+            | {"compressed": cell["recipe"], "verdicts": lines}
+        )
+    return found
+
+
+def use_loss(rows: Mapping[str, Sequence[Mapping[str, Any]]], key: str, use: str) -> float | None:
+    """What a cell lost in a class of use: 1 - share of the dense score kept, or excess NLL for long generation.
+
+    Several tasks count alike; those with the dense model at chance are left out. None where nothing was measured.
+    """
+    decides = "nll" if use == "long-generation" else "kept"
+    found = [
+        row
+        for row in rows["scores"]
+        if row["key"] == key and row["use"] == use and row["decides"] == decides and not row["at_chance"]
+    ]
+    if not found:
+        return None
+    if decides == "nll":
+        return float(np.mean([row["difference"] for row in found]))
+    return 1 - float(sum(row["compressed"] for row in found) / sum(row["dense"] for row in found))
+
+
+PREDICTIONS = (
+    ("multiple-choice", "same_choice", "prompts whose choice among the options changed", True),
+    ("multiple-choice", "kl", "mean KL, nats", False),
+    ("short-generation", "survival_8", "1 − S(8)", True),
+    ("short-generation", "kl", "mean KL, nats", False),
+    ("long-generation", "excess_nll_predicted", "predicted excess NLL, nats per token", False),
+    ("long-generation", "expected_agreed", "expected agreed tokens", False),
+    ("retrieval", "kl", "mean KL, nats", False),
+)
+"""(class, column of cells, in words, whether it is turned into 1 − value)."""
+
+
+def calibration(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """What each prediction was worth: its rank correlation with the measured loss, over all finished cells."""
+    found = []
+    for use, column, name, turned in PREDICTIONS:
+        points = []
+        for cell in rows["cells"]:
+            value, loss = cell.get(column), use_loss(rows, cell["key"], use)
+            if value is not None and loss is not None:
+                predicted = 1 - value if turned else value
+                points.append({"recipe": cell["recipe"], "predicted": predicted, "measured": loss})
+        if points:
+            sides = [np.array([point[side] for point in points]) for side in ("predicted", "measured")]
+            rho = rank_correlation(*sides)
+            found.append({"use": use, "column": column, "name": name, "rho": rho, "n": len(points), "points": points})
+    return found
+
+
+def alike(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """Models that multiple choice cannot tell from the dense one (a tie, at most 2 points away), the worst last.
+
+    Their generation stands beside it: the share of the short-generation score kept, loops and excess NLL.
+    """
+    found = []
+    for cell in rows["cells"]:
+        own = [row for row in rows["scores"] if row["key"] == cell["key"]]
+        choice = [row for row in own if row["use"] == "multiple-choice" and row["decides"] == "kept"]
+        choice = [row for row in choice if not row["at_chance"]]
+        if not choice or not all(row["tie"] and abs(row["difference"]) <= ALIKE for row in choice):
+            continue
+        short = use_loss(rows, cell["key"], "short-generation")
+        found.append(
+            {
+                "recipe": cell["recipe"],
+                "choice": float(np.mean([row["compressed"] for row in choice])),
+                "choice_dense": float(np.mean([row["dense"] for row in choice])),
+                "short_kept": None if short is None else 1 - short,
+                "excess_nll": use_loss(rows, cell["key"], "long-generation"),
+                "loops": _difference(own, "loops"),
+                "survival_8": cell.get("survival_8"),
+                "kl": cell.get("kl"),
+            }
+        )
+    return sorted(found, key=lambda row: -(row["short_kept"] if row["short_kept"] is not None else 1.0))
+
+
+def _difference(rows: Sequence[Row], decides: str) -> float | None:
+    found = [row["difference"] for row in rows if row["decides"] == decides]
+    return float(np.mean(found)) if found else None
