@@ -210,10 +210,8 @@ app.command()(cli_studies.advise)
 
 
 @app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="A folder written by compare, evaluate, sweep or advise.")],
-) -> None:
-    """Make the page of a run again, from its tables alone."""
+def report(run: Annotated[Path, typer.Argument(help="A folder with a run.json.")]) -> None:
+    """Make the page of a comparison, an evaluation, a sweep or advice again, from its tables alone."""
     from prunelens.report.again import render_again
     from prunelens.study.store import replace_page
 

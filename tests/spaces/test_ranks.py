@@ -104,3 +104,30 @@ def test_symmetric_and_blind_to_the_order_of_items(pairs: list[tuple[int, int]],
 def test_a_score_agrees_with_itself(values: list[int]) -> None:
     assert rho(values, values) == pytest.approx(1, abs=1e-12)
     assert rho(values, [-value for value in values]) == pytest.approx(-1, abs=1e-12)
+
+
+@settings(deadline=None)
+@given(pairs=SCORES)
+def test_equals_scipy(pairs: list[tuple[int, int]]) -> None:
+    from scipy.stats import spearmanr
+
+    left, right = np.array(pairs, dtype=float).T
+    found = rank_correlation(left, right)
+    if found is None:  # scipy warns of a constant and gives NaN
+        assert len(set(left)) == 1 or len(set(right)) == 1
+    else:
+        assert found == pytest.approx(float(spearmanr(left, right).statistic), abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [2, 5, 100, 10**9])
+def test_equals_scipy_on_many_scores(levels: int) -> None:
+    """From nearly all tied to no ties."""
+    from scipy.stats import spearmanr
+
+    generator = np.random.default_rng(levels)
+    left = generator.integers(0, levels, 500).astype(float)
+    right = left + generator.integers(-levels, levels, 500)
+    found = rank_correlation(left, right)
+    assert found == pytest.approx(float(spearmanr(left, right).statistic), abs=1e-12)
+    assert found is not None
+    assert 0.3 < found < 0.95

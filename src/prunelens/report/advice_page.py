@@ -61,9 +61,10 @@ def sentences(info: Row) -> list[str]:
             f"Nothing that was tried keeps {100 * aim['keep']:g} % for {aim['use']}.{near}",
             *_against(info),
         ]
+    saved = percent(chosen["bytes_saved"])
     found = [
-        f"{chosen['recipe']} is the strongest that was found: it saves {percent(chosen['bytes_saved'])} of the bytes and "
-        f"keeps {chosen['number']} on the items of the search.",
+        f"{chosen['recipe']} is the strongest that was found: it saves {saved} of the bytes; on the items of the search: "
+        f"{chosen['number']}.",
         f"Deployment: {chosen['loads']}.",
         *_on_held_out(info),
         *_against(info),
@@ -76,9 +77,8 @@ def sentences(info: Row) -> list[str]:
         )
     broken = [line["use"] for line in info["verdicts"] if line["verdict"] == "broken"]
     risky = [line["use"] for line in info["verdicts"] if line["verdict"] == "at risk"]
-    found.append(
-        f"It breaks: {', '.join(broken) or 'nothing that was measured'}; at risk: {', '.join(risky) or 'none'}."
-    )
+    breaks, risks = ", ".join(broken) or "nothing that was measured", ", ".join(risky) or "none"
+    found.append(f"It breaks: {breaks}; at risk: {risks}.")
     return found
 
 
@@ -129,7 +129,7 @@ def _tried_cells(row: Row, chosen: Row | None) -> dict[str, Any]:
         "kl": number(row["kl"]),
         "number": row["number"],
         "keeps": "yes" if row["keeps"] else "no",
-        "chosen": bool(chosen) and row["recipe"] == chosen["recipe"],
+        "chosen": chosen is not None and row["recipe"] == chosen["recipe"],
     }
 
 
@@ -155,8 +155,8 @@ def path_figure(tried: list[Row], aim: Row) -> Figure | None:
             panels.append(Panel(title, draw(traces, layout), height=300))
     return Figure(
         f"The search for {aim['use']}",
-        f"Each point is one recipe. At or below 1 it keeps the use: at most {100 * (1 - aim['keep']):.3g} % of the score "
-        f"lost; for long texts at most {2 * (1 - aim['keep']):.2g} nats per token and as many points of looping texts.",
+        f"Each point is one recipe. At or below 1 it keeps the use: at most {100 * (1 - aim['keep']):.3g} % of the "
+        f"score lost; for long texts at most {2 * (1 - aim['keep']):.2g} nats per token and as many points of looping texts.",
         tuple(panels),
         keys=tuple(Key("dot", look(place, "").colour, family) for place, family in enumerate(families)),
         across=2,

@@ -21,7 +21,7 @@ from prunelens.pruning.steps import MaskStep, QuantizeStep, Step
 from prunelens.study.advice import ADVICE, SCHEMAS, Advice
 from prunelens.study.evaluate import Bench, TaskSettings
 from prunelens.study.held_out import compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
-from prunelens.study.ledger import Ledger, OutOfTime
+from prunelens.study.ledger import Ledger, OutOfTimeError
 from prunelens.study.prune import calibration_texts
 from prunelens.study.record import describe_model
 from prunelens.study.scores import score_rows
@@ -46,6 +46,7 @@ TEXT_TOKENS = 32
 SEARCH_SHARE = 0.65
 """Share of the budget after which the search stops, so that the rest serves to check what it found."""
 MARK = "advice.json"
+ZEROED = "single sublayers: plain transformers and vLLM load it with zeros in their place, no smaller and no faster"
 
 
 def advise(
@@ -157,8 +158,8 @@ class _Advising:
         if self.budget is not None and self.ledger.asked and self.ledger.spent > 60 * self.budget:
             minutes = self.ledger.spent / 60
             raise PrunelensError(
-                f"the budget of {self.budget:g} minutes ended with the dense model's own tasks ({minutes:.1f} minutes); "
-                f"give several times as much, or fewer items with --limit; what was measured is kept in {self.folder}"
+                f"the budget of {self.budget:g} minutes ended with the dense model's own tasks ({minutes:.1f} "
+                f"minutes); give several times as much, or fewer items with --limit; what was measured is kept in {self.folder}"
             )
 
     def _search(self, search: Search) -> None:
@@ -168,7 +169,7 @@ class _Advising:
             search.masks()
             search.drops()
             search.together()
-        except OutOfTime:
+        except OutOfTimeError:
             search.notes.append(
                 f"the budget of {self.budget:g} minutes ended the search; the same command goes on where it stopped"
             )
@@ -252,7 +253,7 @@ class _Advising:
             for text, value in zip(texts, kl[recipe], strict=True)
         ]
         found: dict[str, Any] = {"kl": [{"role": role, "recipe": name} | mean_kl(kl[name]) for role, name in recipes]}
-        by_role = {role: recipe for role, recipe in reversed(recipes)}
+        by_role = dict(reversed(recipes))
         if drop is not None:
             found["against_cosine"] = compared(kl, by_role["found drop"], by_role["cosine"])
             randoms = [recipe for role, recipe in recipes if role == "random"]
@@ -307,7 +308,7 @@ class _Advising:
 def _runner_up(ranked: Sequence[Tried]) -> Tried | None:
     """The strongest of another family, else the next strongest."""
     others = [one for one in ranked[1:] if one.family != ranked[0].family]
-    return (others or list(ranked[1:]) or [None])[0]
+    return next(iter([*others, *ranked[1:]]), None)
 
 
 def loads_where(recipe: str, model: Model) -> str:
@@ -331,11 +332,5 @@ def _single(model: Model) -> str:
     try:
         check_nemotron_nas(model.network.config)
     except PrunelensError:
-        return (
-            "single sublayers: plain transformers and vLLM load it with zeros in their place, no smaller and no faster; "
-            "prunelens leaves them out"
-        )
-    return (
-        "single sublayers: plain transformers and vLLM load it with zeros in their place, no smaller and no faster; "
-        "saved with --format nemotron-nas, vLLM, SGLang and llama.cpp leave them out"
-    )
+        return f"{ZEROED}; prunelens leaves them out"
+    return f"{ZEROED}; saved with --format nemotron-nas, vLLM, SGLang and llama.cpp leave them out"

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prunelens.models.folders import new_folder
 from prunelens.models.loading import Model, load
 from prunelens.pruning.importance import Ranking, rank_redundancy
@@ -28,10 +30,11 @@ CELL = "cell.json"
 
 @dataclass(frozen=True)
 class Given:
-    """What every worker of a sweep gets."""
+    """What every worker of a sweep gets; `threads` are torch's, where several workers share a machine."""
 
     study: Study
     folder: Path
+    threads: int | None = None
 
 
 @dataclass
@@ -74,6 +77,8 @@ def setup(given: Given) -> Context:
         PrunelensError: as `load`.
     """
     study = given.study
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
     return Context(given, load(study.model, study.dtype, study.device, study.trust_remote_code))
 
 

@@ -32,8 +32,7 @@ def random_drops(drop: Drop, model: Model, seed: int) -> list[Drop]:
     """Drops of the same size, kind by kind, at random."""
     generator = random.Random(seed)
     layers = {
-        kind: [block.layer_idx for block in model.anatomy.blocks if block.find(kind)]  # type: ignore[arg-type]
-        for kind in ("attention", "mlp")
+        kind: [block.layer_idx for block in model.anatomy.blocks if block.find(kind)] for kind in ("attention", "mlp")
     }
     return [
         Drop(

@@ -11,7 +11,7 @@ from prunelens.models.cache import write_whole
 from prunelens.study.study_file import key_of
 
 
-class OutOfTime(Exception):
+class OutOfTimeError(Exception):
     """The budget has ended before a new question could be asked."""
 
 
@@ -42,7 +42,7 @@ class Ledger:
         """The answer that is kept, or a new one, which is kept then.
 
         Raises:
-            OutOfTime: it is not there, and the time is over.
+            OutOfTimeError: it is not there, and the time is over.
         """
         path = self.folder / f"{key_of(question)}.json"
         try:
@@ -50,7 +50,7 @@ class Ledger:
         except (OSError, ValueError, KeyError):
             pass
         if self._seconds is not None and self.spent > self._seconds:
-            raise OutOfTime
+            raise OutOfTimeError
         found = answer()
         self.asked += 1
         text = json.dumps({"question": question, "answer": found}, ensure_ascii=False, default=list)

@@ -23,7 +23,7 @@ from prunelens.study.sweep_tables import SCHEMAS, sweep_tables
 from prunelens.tasks.harness import Harness
 from prunelens.tasks.prompts import prompts
 from prunelens.tasks.retrieval import read_corpus
-from prunelens.tasks.suite import parse_tasks, retrieval_folder
+from prunelens.tasks.suite import is_retrieval, parse_tasks, retrieval_folder
 
 SWEEP = Kind(
     "prunelens-sweep",
@@ -117,7 +117,9 @@ def sweep(
         if retry_failed and "error" in (read_cell(target, cell) or {}):
             forget_cell(target, cell)
     missing = [cell for cell in cells if read_cell(target, cell) is None]
-    _make(missing, len(cells), Given(found, target.absolute()), executor, workers, address, reporter)
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 and executor == "local" else None
+    given = Given(_with_whole_paths(found), target.absolute(), threads)
+    _make(missing, len(cells), given, executor, workers, address, reporter)
     return _finish(found, cells, target)
 
 
@@ -125,6 +127,34 @@ def _as_study(study: str | Path | Mapping[str, Any] | Study) -> Study:
     if isinstance(study, Study):
         return study
     return read_study(Path(study)) if isinstance(study, str | Path) else parse_study(study)
+
+
+def _with_whole_paths(study: Study) -> Study:
+    """The study as a worker reads it, wherever it begins."""
+    changed: dict[str, Any] = {"model": _whole(study.model)}
+    if study.calibration is not None:
+        changed["calibration"] = _whole(study.calibration)
+    if study.compare is not None:
+        changed["compare"] = study.compare.model_copy(update={"prompts": _whole(study.compare.prompts)})
+    if study.tasks is not None:
+        chosen = parse_tasks(study.tasks)
+        names = [_whole(name) if is_retrieval(name) else name for name in chosen.tasks]
+        uses = [chosen.uses.get(name) for name in chosen.tasks]
+        changed["tasks"] = names if not any(uses) else _grouped(names, uses)
+    return study.model_copy(update=changed)
+
+
+def _grouped(names: list[str], uses: list[str | None]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, use in zip(names, uses, strict=True):
+        assert use is not None
+        found.setdefault(use, []).append(name)
+    return found
+
+
+def _whole(name: str) -> str:
+    """The absolute path of what is a file or folder here; any other name as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _check_tasks(study: Study) -> None:

@@ -16,7 +16,7 @@ from prunelens.models.loading import Model
 from prunelens.models.surgery import Drop, dropped
 from prunelens.spaces.head import Pair, stream_divergences
 from prunelens.tracing.attribution import BATCH_TOKENS
-from prunelens.tracing.forced import Trajectory, run_edits
+from prunelens.tracing.forced import Edit, Trajectory, run_edits
 from prunelens.tracing.layer_states import Places
 
 Part = tuple[str, int]
@@ -63,5 +63,5 @@ def _drop(part: Part) -> Drop:
     return Drop(**{part[0]: frozenset([part[1]])})
 
 
-def _edit(dense: Model, drop: Drop) -> Callable[[], object]:
+def _edit(dense: Model, drop: Drop) -> Edit:
     return partial(dropped, dense.anatomy, drop)
