@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from prunelens.models.loading import Model, load, wrap
@@ -159,6 +159,35 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> Model:
     """A tiny random model, opened."""
     return wrap(tiny_network(family, dtype, seed), tiny_tokenizer(), name=f"tiny-{family}")
+
+
+def text_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, so that any text can be read, after <pad>, <bos> and <eos>."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {letter: 3 + place for place, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=1024
+    )
+
+
+def text_network(family: str = "llama", seed: int = 0) -> Any:
+    """A tiny random network that reads text byte by byte."""
+    kind, values = ALL_FAMILIES[family]
+    torch.manual_seed(seed)
+    length = "n_positions" if "n_positions" in values else "max_position_embeddings"
+    network = AutoModelForCausalLM.from_config(kind(**(values | {"vocab_size": 259, length: 1024}))).eval()
+    for weight in network.parameters():
+        if weight.ndim > 1:
+            weight.data.normal_(0, 0.2)
+    return network
+
+
+def text_model(family: str = "llama", seed: int = 0) -> Model:
+    """The same, opened."""
+    return wrap(text_network(family, seed), text_tokenizer(), name=f"text-{family}")
 
 
 def words(*tokens: int) -> str:

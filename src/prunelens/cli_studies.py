@@ -22,7 +22,7 @@ def evaluate(
         str, typer.Option(help="core, or names of core and lm-evaluation-harness tasks, or BEIR folders, with commas.")
     ] = "core",
     limit: Annotated[int | None, typer.Option(help="Use only the first so many items of each task.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Requests or texts run together.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Requests or texts run together.")] = 40,
     chat_template: Annotated[
         bool, typer.Option(help="Apply the chat template to harness tasks too (core_long always has it).")
     ] = False,

@@ -63,8 +63,8 @@ def sentences(info: Row) -> list[str]:
         ]
     saved = percent(chosen["bytes_saved"])
     found = [
-        f"{chosen['recipe']} is the strongest that was found: it saves {saved} of the bytes; on the items of the search: "
-        f"{chosen['number']}.",
+        f"{chosen['recipe']} is the strongest that was found: it saves {saved} of the bytes; on the items of the "
+        f"search: {chosen['number']}.",
         f"Deployment: {chosen['loads']}.",
         *_on_held_out(info),
         *_against(info),
@@ -156,7 +156,8 @@ def path_figure(tried: list[Row], aim: Row) -> Figure | None:
     return Figure(
         f"The search for {aim['use']}",
         f"Each point is one recipe. At or below 1 it keeps the use: at most {100 * (1 - aim['keep']):.3g} % of the "
-        f"score lost; for long texts at most {2 * (1 - aim['keep']):.2g} nats per token and as many points of looping texts.",
+        f"score lost; for long texts at most {2 * (1 - aim['keep']):.2g} nats per token and as many points of "
+        "looping texts.",
         tuple(panels),
         keys=tuple(Key("dot", look(place, "").colour, family) for place, family in enumerate(families)),
         across=2,

@@ -159,7 +159,8 @@ class _Advising:
             minutes = self.ledger.spent / 60
             raise PrunelensError(
                 f"the budget of {self.budget:g} minutes ended with the dense model's own tasks ({minutes:.1f} "
-                f"minutes); give several times as much, or fewer items with --limit; what was measured is kept in {self.folder}"
+                f"minutes); give several times as much, or fewer items with --limit; what was measured is kept in "
+                f"{self.folder}"
             )
 
     def _search(self, search: Search) -> None:

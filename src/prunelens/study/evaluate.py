@@ -62,7 +62,7 @@ class TaskSettings:
 
     limit: int | None = None
     subset: str = "all"
-    batch_size: int = 32
+    batch_size: int = 40
     chat_template: bool = False
     long_tokens: int = 256
     pooling: str = "mean"

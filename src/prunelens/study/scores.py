@@ -37,7 +37,7 @@ def _row(metric: Metric, dense: Values, compressed: Values) -> dict[str, Any]:
     reference, own = mean_interval(dense), mean_interval(compressed)
     difference = paired_difference(dense, compressed)
     kept = kept_share([(dense, compressed)]) if metric.better == "higher" else None
-    lost, gained = flips(dense, compressed) if _is_binary(dense, compressed) else (None, None)
+    lost, gained = _flips(metric, dense, compressed)
     return {
         "task": metric.task,
         "metric": metric.name,
@@ -56,6 +56,13 @@ def _row(metric: Metric, dense: Values, compressed: Values) -> dict[str, Any]:
         "sign_test": sign_test(lost, gained) if lost is not None and gained is not None else None,
         "tie": difference.low <= 0 <= difference.high,
     }
+
+
+def _flips(metric: Metric, dense: Values, compressed: Values) -> tuple[int | None, int | None]:
+    """(lost, gained) items, where a metric is yes or no and one of both is better."""
+    if metric.better is None or not _is_binary(dense, compressed):
+        return None, None
+    return flips(dense, compressed) if metric.better == "higher" else flips(compressed, dense)
 
 
 def _is_binary(*sides: Values) -> bool:

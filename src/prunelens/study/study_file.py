@@ -45,7 +45,7 @@ class Asking(_Part):
     """How tasks are run in each cell, as the options of `evaluate`."""
 
     limit: int | None = None
-    batch_size: int = 32
+    batch_size: int = 40
     chat_template: bool = False
     long_tokens: int = 256
     pooling: str = "mean"

@@ -11,6 +11,7 @@ from prunelens.pruning.recipe import Recipe, parse_recipe
 from prunelens.pruning.steps import DROPS, MASKS, MaskStep, QuantizeStep
 from prunelens.spaces.ranks import rank_correlation
 from prunelens.study.cells import read_cell, read_parts
+from prunelens.study.scores import score_rows
 from prunelens.study.store import Run
 from prunelens.study.study_file import Cell, Study
 from prunelens.study.verdict import judge
@@ -111,9 +112,11 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
         dense = dense or _dense(compared or evaluated)
         summary = compared.info["summary"][0] if compared else None
         rows["cells"].append(about | {"status": "done"} | _numbers(record, summary))
-        if evaluated is not None:
-            rows["scores"] += [names | _flat(row) for row in evaluated.info["summary"][0]["scores"]]
-        rows["verdicts"] += [names | line for line in _verdicts(study, evaluated, summary)]
+        sides = _sides(evaluated) if evaluated else ([], [])
+        scores = score_rows(*sides)
+        rows["scores"] += [names | _flat(row) for row in scores]
+        lines = judge(*sides, scores, summary, study.thresholds)
+        rows["verdicts"] += [names | line.as_dict() for line in lines]
     tables = {name: pa.Table.from_pylist(found, SCHEMAS[name]) for name, found in rows.items()}
     info = {
         "study": study.model_dump(mode="json"),
@@ -196,14 +199,10 @@ def _flat(row: Mapping[str, Any]) -> Row:
     }
 
 
-def _verdicts(study: Study, evaluated: Run | None, summary: Mapping[str, Any] | None) -> list[Row]:
-    if evaluated is None:
-        lines = judge([], [], [], summary, study.thresholds)
-    else:
-        (record,) = evaluated.info["summary"]
-        sides = [_scored(evaluated, model, record["scores"]) for model in ("dense", record["compressed"])]
-        lines = judge(sides[0], sides[1], record["scores"], summary, study.thresholds)
-    return [line.as_dict() for line in lines]
+def _sides(evaluated: Run) -> tuple[list[Scored], list[Scored]]:
+    """Item scores of the dense and of the compressed model."""
+    (record,) = evaluated.info["summary"]
+    return _scored(evaluated, "dense", record["scores"]), _scored(evaluated, record["compressed"], record["scores"])
 
 
 def _scored(run: Run, model: str, rows: Sequence[Mapping[str, Any]]) -> list[Scored]:

@@ -58,6 +58,7 @@ class Verdict:
         rule: the thresholds it was held against.
         source: `measured` (tasks) or `predicted` (L3 and S of a comparison), empty if neither.
         reason: why it is not measured, and what else a reader should know.
+        severity: 0 where safe ends, 1 where broken begins.
     """
 
     use: str
@@ -69,10 +70,11 @@ class Verdict:
     rule: str = ""
     source: str = ""
     reason: str = ""
+    severity: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it by name."""
-        return asdict(self)
+        """All of it by name, but for the severity."""
+        return {name: value for name, value in asdict(self).items() if name != "severity"}
 
 
 def judge(
@@ -115,7 +117,7 @@ def _measured(
     note = f"the dense model is at chance on {', '.join(chance)}" if chance else ""
     if not lines:
         return Verdict(use, UNKNOWN, reason=note or "no task of this class was run")
-    worst = max(lines, key=lambda line: ORDER.index(line.verdict))
+    worst = max(lines, key=lambda line: (ORDER.index(line.verdict), line.severity))
     return Verdict(**(asdict(worst) | {"reason": f"left out: {note}" if note else ""}))
 
 
@@ -141,7 +143,8 @@ def _share(use: str, number: str, found: Record, limits: Thresholds, source: str
     """A share that is better when higher."""
     verdict = SAFE if found["low"] >= limits.safe else BROKEN if found["high"] < limits.broken else AT_RISK
     rule = f"safe ≥ {100 * limits.safe:g} %, broken < {100 * limits.broken:g} %"
-    return Verdict(use, verdict, number, found["mean"], found["low"], found["high"], rule, source)
+    severity = (limits.safe - found["mean"]) / (limits.safe - limits.broken)
+    return Verdict(use, verdict, number, found["mean"], found["low"], found["high"], rule, source, "", severity)
 
 
 def _cost(use: str, row: Record, limits: Thresholds) -> Verdict:
@@ -156,8 +159,8 @@ def _cost(use: str, row: Record, limits: Thresholds) -> Verdict:
 def _excess(use: str, number: str, found: Record, safe: float, broken: float, source: str) -> Verdict:
     """An amount that is better when lower."""
     verdict = SAFE if found["high"] <= safe else BROKEN if found["low"] > broken else AT_RISK
-    rule = f"safe ≤ {safe:g}, broken > {broken:g}"
-    return Verdict(use, verdict, number, found["mean"], found["low"], found["high"], rule, source)
+    rule, severity = f"safe ≤ {safe:g}, broken > {broken:g}", (found["mean"] - safe) / (broken - safe)
+    return Verdict(use, verdict, number, found["mean"], found["low"], found["high"], rule, source, "", severity)
 
 
 def predict(compared: Record, thresholds: Thresholds | None = None) -> list[Verdict]:

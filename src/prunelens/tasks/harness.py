@@ -85,7 +85,7 @@ class Harness:
         reporter: Reporter,
         subset: str = "all",
         limit: int | None = None,
-        batch_size: int = 32,
+        batch_size: int = 40,
         chat_template: bool = False,
         label: str = "",
     ) -> list[Scored]:

@@ -3,9 +3,10 @@
 import copy
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
-import lm_eval
 import torch
+from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -47,6 +48,10 @@ class _Runner(HFLM):
         advance(len(requests) - done)
         return found
 
+    def get_model_info(self) -> dict[str, Any]:
+        """Nothing: the harness would ask the hub."""
+        return {}
+
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         found = super()._model_call(inps, *args, **kwargs)
         self._advance(inps.shape[0])
@@ -70,19 +75,20 @@ def evaluate(
     network = model.network
     own = copy.deepcopy(network.generation_config)
     try:
-        found = lm_eval.simple_evaluate(
-            model=_Runner(model, batch_size, started),
-            tasks=list(items),
-            task_manager=manager,
-            samples=dict(items),
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=chat_template,
-            random_seed=SEED,
-            numpy_random_seed=SEED,
-            torch_random_seed=SEED,
-            fewshot_random_seed=SEED,
-        )
+        with patch.object(evaluator, "get_git_commit_hash", return_value=None):  # it would run git in this folder
+            found = evaluator.simple_evaluate(
+                model=_Runner(model, batch_size, started),
+                tasks=list(items),
+                task_manager=manager,
+                samples=dict(items),
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=chat_template,
+                random_seed=SEED,
+                numpy_random_seed=SEED,
+                torch_random_seed=SEED,
+                fewshot_random_seed=SEED,
+            )
     finally:
         network.generation_config = own
     samples: dict[str, list[dict[str, Any]]] = found["samples"]

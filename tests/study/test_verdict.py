@@ -1,0 +1,416 @@
+"""Rows and verdicts: the rules at, above and below each threshold, what decides, and what stands for what is missing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from prunelens.study.scores import paired_values, score_rows
+from prunelens.study.verdict import (
+    AT_RISK,
+    BROKEN,
+    MIN_OPTIONS,
+    SAFE,
+    UNKNOWN,
+    Thresholds,
+    Verdict,
+    _wilson,
+    judge,
+    predict,
+)
+from prunelens.tasks.suite import USES, Metric, Scored
+
+CHOICE = Metric("choice", "acc", "multiple-choice", 0.25, decides="kept")
+FACTS = Metric("facts", "exact_match", "short-generation", decides="kept")
+NDCG = Metric("search", "ndcg_at_10", "retrieval", 0.125, decides="kept")
+OVERLAP = Metric("search", "overlap_at_10", "retrieval", 0.125, decides="agreement")
+NLL = Metric("long", "nll_dense", "long-generation", better="lower", decides="nll")
+LOOPS = Metric("long", "loops", "long-generation", better="lower", decides="loops")
+LENGTH = Metric("long", "length", "long-generation", better=None)
+EVERY = (CHOICE, FACTS, NDCG, OVERLAP, NLL, LOOPS, LENGTH)
+QUARTERS = Thresholds(safe=0.75, broken=0.5, safe_nll=0.5, broken_nll=1, safe_loops=0.25, broken_loops=0.5)
+"""Numbers without rounding: 16 items of equal value have exactly that mean, and so have all resamples."""
+BIT = 2**-10
+
+
+def scored(metric: Metric, *values: float) -> Scored:
+    return Scored(metric, {f"item-{place}": float(value) for place, value in enumerate(values)})
+
+
+def alike(metric: Metric, value: float) -> Scored:
+    """16 items of one value."""
+    return scored(metric, *[value] * 16)
+
+
+def judged(
+    pairs: Mapping[Metric, tuple[float, float]], thresholds: Thresholds = QUARTERS, compared: Any = None
+) -> dict[str, Verdict]:
+    """Verdicts by class, of items that all have the dense and the compressed value of their metric."""
+    dense, own = ([alike(metric, values[side]) for metric, values in pairs.items()] for side in (0, 1))
+    found = judge(dense, own, score_rows(dense, own), compared, thresholds)
+    assert [line.use for line in found] == list(USES)
+    return {line.use: line for line in found}
+
+
+def measured(metric: Metric, dense: float, own: float, thresholds: Thresholds = QUARTERS) -> Verdict:
+    """The verdict of the metric's class; all others are not measured."""
+    lines = judged({metric: (dense, own)}, thresholds)
+    assert metric.use is not None
+    line = lines.pop(metric.use)
+    assert {other.verdict for other in lines.values()} == {UNKNOWN}
+    assert {other.reason for other in lines.values()} == {"no task of this class was run"}
+    return line
+
+
+def from_row(decides: str, mean: float, low: float, high: float, thresholds: Thresholds | None = None) -> Verdict:
+    """The verdict for a row with this interval of the deciding number."""
+    interval = {"mean": mean, "low": low, "high": high}
+    use = "retrieval" if decides == "agreement" else "long-generation"
+    row = {"task": "t", "metric": "m", "use": use, "decides": decides, "at_chance": False}
+    found = judge([], [], [row | {"compressed": interval, "difference": interval}], None, thresholds)
+    (line,) = [line for line in found if line.use == use]
+    assert (line.value, line.low, line.high, line.source) == (mean, low, high, "measured")
+    return line
+
+
+def comparison(**changed: Any) -> dict[str, Any]:
+    """The summary of a comparison, as far as predictions go."""
+    certain = {"value": 0.97, "low": 0.96, "high": 0.99}
+    found = {
+        "excess_nll": {"mean": 0.05, "low": 0.02, "high": 0.08},
+        "options": {"prompts": 400, "same_choice": 399},
+        "survival": {"1": certain, "8": certain},
+    }
+    return found | changed
+
+
+# --------------------------------------------------------------------------- thresholds
+
+
+@pytest.mark.parametrize(("dense", "chance"), [(1.0, CHOICE), (0.5, FACTS), (0.5, NDCG)])
+def test_share_kept_at_its_thresholds(dense: float, chance: Metric) -> None:
+    for share, expected in (
+        (1.5, SAFE),
+        (1.0, SAFE),
+        (0.75 + BIT, SAFE),
+        (0.75, SAFE),
+        (0.75 - BIT, AT_RISK),
+        (0.5 + BIT, AT_RISK),
+        (0.5, AT_RISK),
+        (0.5 - BIT, BROKEN),
+        (0.0, BROKEN),
+    ):
+        found = measured(chance, dense, share * dense)
+        assert found.verdict == expected, share
+        assert (found.value, found.low, found.high) == (share, share, share)
+        assert found.source == "measured"
+        assert found.rule == "safe ≥ 75 %, broken < 50 %"
+        assert chance.task in found.number
+
+
+@pytest.mark.parametrize(("metric", "safe", "broken"), [(NLL, 0.5, 1.0), (LOOPS, 0.25, 0.5)])
+def test_costs_at_their_thresholds(metric: Metric, safe: float, broken: float) -> None:
+    for excess, expected in (
+        (-0.125, SAFE),
+        (0.0, SAFE),
+        (safe, SAFE),
+        (safe + BIT, AT_RISK),
+        (broken, AT_RISK),
+        (broken + BIT, BROKEN),
+    ):
+        found = measured(metric, 0.25, 0.25 + excess)
+        assert found.verdict == expected, excess
+        assert (found.value, found.low, found.high) == (excess, excess, excess)
+        assert found.rule == f"safe ≤ {safe:g}, broken > {broken:g}"
+
+
+@pytest.mark.parametrize(
+    ("decides", "safe", "broken"), [("agreement", 0.95, 0.80), ("nll", 0.1, 0.5), ("loops", 0.05, 0.25)]
+)
+def test_the_whole_interval_has_to_be_on_one_side(decides: str, safe: float, broken: float) -> None:
+    """With the documented defaults; `inward` points from safe to broken."""
+    inward = -1e-6 if decides == "agreement" else 1e-6
+
+    def verdict(near_safe: float, near_broken: float) -> str:
+        low, high = sorted((near_safe, near_broken))
+        return from_row(decides, (low + high) / 2, low, high).verdict
+
+    best = 1.0 if decides == "agreement" else 0.0
+    worst = 0.0 if decides == "agreement" else 1.0
+    assert verdict(best, safe) == SAFE
+    assert verdict(best, safe + inward) == AT_RISK  # straddles safe
+    assert verdict(safe + inward, broken) == AT_RISK  # between both
+    assert verdict(broken, worst) == AT_RISK  # straddles broken
+    assert verdict(best, worst) == AT_RISK  # straddles both
+    assert verdict(broken + inward, worst) == BROKEN
+
+
+def test_a_share_whose_interval_straddles_is_at_risk() -> None:
+    """Half of the items are kept and half are lost: the mean alone would be safe, or broken."""
+    items = [1.0] * 8 + [0.0] * 8
+    dense, own = [alike(FACTS, 1.0)], [scored(FACTS, *items)]
+    rows = score_rows(dense, own)
+    for limits in (Thresholds(safe=0.45, broken=0.05), Thresholds(safe=0.95, broken=0.55)):
+        (found,) = [line for line in judge(dense, own, rows, None, limits) if line.use == "short-generation"]
+        assert found.verdict == AT_RISK
+        assert found.value == 0.5
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low < 0.45 < 0.55 < found.high
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"safe": 0.8},
+        {"safe": 0.5},
+        {"broken": 0.95},
+        {"safe_nll": 0.5},
+        {"broken_nll": 0.05},
+        {"safe_loops": 0.3},
+        {"broken_loops": 0.05},
+        {"safe": 1.01},
+        {"broken": -0.1},
+        {"safe_nll": -0.1},
+        {"broken_loops": 1.5},
+        {"safe_nll": float("nan")},
+        {"unsafe": 0.5},
+    ],
+)
+def test_thresholds_out_of_order_or_range(values: dict[str, float]) -> None:
+    with pytest.raises(ValidationError) as error:
+        Thresholds(**values)
+    assert len(error.value.errors()) == 1
+
+
+def test_the_error_names_both_thresholds() -> None:
+    with pytest.raises(ValidationError, match=r"expected broken_nll|expected safe_nll below broken_nll, found 0\.5"):
+        Thresholds(safe_nll=0.5)
+    with pytest.raises(ValidationError, match=r"expected broken below safe, found 0\.8 and 0\.7"):
+        Thresholds(safe=0.7)
+
+
+# --------------------------------------------------------------------------- what decides
+
+
+def test_the_same_item_scores_are_safe() -> None:
+    generator = np.random.default_rng(0)
+    sides = [scored(metric, *(generator.random(40) > 0.3).astype(float)) for metric in EVERY if metric != OVERLAP]
+    sides.append(alike(OVERLAP, 1.0))
+    for limits in (None, Thresholds(safe=1, safe_nll=0, safe_loops=0)):
+        found = judge(sides, sides, score_rows(sides, sides), None, limits)
+        assert [line.verdict for line in found] == [SAFE] * 4
+        assert [line.value for line in found] == [1, 1, 1, 0]
+        assert {line.reason for line in found} == {""}
+
+
+@pytest.mark.parametrize(
+    ("nll", "loops", "expected", "decided"),
+    [
+        (0.0, 0.0, SAFE, "excess NLL"),
+        (0.75, 0.0, AT_RISK, "excess NLL"),
+        (0.0, 0.375, AT_RISK, "looping"),
+        (0.75, 0.75, BROKEN, "looping"),
+        (2.0, 0.375, BROKEN, "excess NLL"),
+        (2.0, 0.0, BROKEN, "excess NLL"),
+        (0.0, 1.0, BROKEN, "looping"),
+    ],
+)
+def test_the_worst_number_decides(nll: float, loops: float, expected: str, decided: str) -> None:
+    for order in ((NLL, LOOPS), (LOOPS, NLL)):
+        values = {NLL: (1.0, 1.0 + nll), LOOPS: (0.0, loops)}
+        found = judged({metric: values[metric] for metric in order})["long-generation"]
+        assert found.verdict == expected
+        if nll or loops:
+            assert decided in found.number
+
+
+def test_the_worst_of_a_score_and_a_cost() -> None:
+    """A harness task of long texts stands beside the costs of core_long."""
+    essays = Metric("essays", "exact_match", "long-generation", decides="kept")
+    found = judged({NLL: (1, 1), LOOPS: (0, 0), essays: (1, 0.25)})["long-generation"]
+    assert (found.verdict, found.value) == (BROKEN, 0.25)
+    found = judged({NLL: (1, 3), LOOPS: (0, 0), essays: (1, 1)})["long-generation"]
+    assert (found.verdict, found.value) == (BROKEN, 2)
+
+
+def test_tasks_of_a_class_are_judged_together() -> None:
+    more = Metric("more", "acc", "multiple-choice", 0.25, decides="kept")
+    found = judged({CHOICE: (1.0, 0.5), more: (0.5, 0.5)})["multiple-choice"]
+    assert found.value == 1 / 1.5
+    assert found.verdict == AT_RISK
+    assert "choice, more" in found.number
+
+
+def test_what_does_not_decide_is_not_judged() -> None:
+    recall = Metric("search", "recall_at_10", "retrieval", 0.1)
+    norm = Metric("choice", "acc_norm", "multiple-choice", 0.25)
+    lines = judged({recall: (1, 0), norm: (1, 0), LENGTH: (9, 1), NDCG: (1, 1)})
+    assert lines["retrieval"].verdict == SAFE
+    assert lines["multiple-choice"].verdict == lines["long-generation"].verdict == UNKNOWN
+
+
+def test_agreement_decides_where_no_score_does() -> None:
+    assert judged({NDCG: (1, 1), OVERLAP: (1, 0.25)})["retrieval"].verdict == SAFE
+    found = judged({NDCG: (0.125, 0.125), OVERLAP: (1, 0.25)})["retrieval"]
+    assert (found.verdict, found.value) == (BROKEN, 0.25)
+    assert "overlap_at_10" in found.number
+    assert found.reason == "left out: the dense model is at chance on search"
+    assert judged({OVERLAP: (1, 0.75)})["retrieval"].verdict == SAFE
+
+
+# --------------------------------------------------------------------------- chance
+
+
+def test_a_dense_model_at_chance_is_not_measured() -> None:
+    for metric, level in ((CHOICE, 0.25), (CHOICE, 0.125), (FACTS, 0.0), (NDCG, 0.125)):
+        found = measured(metric, level, 1.0)
+        assert found.verdict == UNKNOWN
+        assert found.reason == f"the dense model is at chance on {metric.task}"
+        assert (found.value, found.number, found.source) == (None, "", "")
+        assert measured(metric, level + BIT, level + BIT).verdict == (UNKNOWN if level + BIT < metric.chance else SAFE)
+
+
+def test_an_interval_that_reaches_chance_is_at_chance() -> None:
+    """7 of 16 right: above chance, yet not by more than luck gives."""
+    dense = [scored(CHOICE, *[1.0] * 7, *[0.0] * 9)]
+    (row,) = score_rows(dense, dense)
+    assert row["dense"]["low"] < 0.25 < row["dense"]["mean"]
+    assert row["at_chance"]
+    assert judge(dense, dense, [row])[1].verdict == UNKNOWN
+
+
+def test_tasks_at_chance_are_left_out_of_their_class() -> None:
+    hard = Metric("hard", "acc", "multiple-choice", 0.25, decides="kept")
+    worse = Metric("also hard", "acc", "multiple-choice", 0.25, decides="kept")
+    found = judged({hard: (0.25, 0), CHOICE: (1, 1), worse: (0.125, 0)})["multiple-choice"]
+    assert (found.verdict, found.value) == (SAFE, 1)
+    assert found.reason == "left out: the dense model is at chance on also hard, hard"
+    found = judged({hard: (0.25, 0), worse: (0.125, 0)})["multiple-choice"]
+    assert found.verdict == UNKNOWN
+    assert found.reason == "the dense model is at chance on also hard, hard"
+
+
+def test_costs_know_no_chance() -> None:
+    found = judged({NLL: (0, 0), LOOPS: (0, 0)})["long-generation"]
+    assert (found.verdict, found.reason) == (SAFE, "")
+
+
+# --------------------------------------------------------------------------- predictions
+
+
+def test_predictions_stand_where_nothing_was_measured() -> None:
+    lines = judged({FACTS: (1, 0)}, Thresholds(), comparison())
+    assert {use: line.source for use, line in lines.items()} == {
+        "retrieval": "",
+        "multiple-choice": "predicted",
+        "short-generation": "measured",
+        "long-generation": "predicted",
+    }
+    assert {use: line.verdict for use, line in lines.items()} == {
+        "retrieval": UNKNOWN,
+        "multiple-choice": SAFE,
+        "short-generation": BROKEN,
+        "long-generation": SAFE,
+    }
+    assert lines["retrieval"].reason == "no task of this class was run"
+
+
+def test_nothing_but_a_comparison() -> None:
+    lines = judged({}, Thresholds(), comparison())
+    assert [line.source for line in lines.values()] == ["", "predicted", "predicted", "predicted"]
+    assert [line.value for line in lines.values()] == [None, 399 / 400, 0.97, 0.05]
+    assert list(judged({}).values()) == [Verdict(use, UNKNOWN, reason="no task of this class was run") for use in USES]
+
+
+def test_predictions_obey_the_thresholds() -> None:
+    def verdicts(**changed: Any) -> list[str]:
+        return [line.verdict for line in predict(comparison(**changed))[1:]]
+
+    def survival(low: float, high: float) -> dict[str, Any]:
+        return {"survival": {"8": {"value": (low + high) / 2, "low": low, "high": high}}}
+
+    assert verdicts() == [SAFE, SAFE, SAFE]
+    assert verdicts(options={"prompts": 400, "same_choice": 380}) == [AT_RISK, SAFE, SAFE]
+    assert verdicts(options={"prompts": 400, "same_choice": 200}) == [BROKEN, SAFE, SAFE]
+    assert verdicts(**survival(0.94, 0.99)) == [SAFE, AT_RISK, SAFE]
+    assert verdicts(**survival(0.5, 0.8)) == [SAFE, AT_RISK, SAFE]
+    assert verdicts(**survival(0.5, 0.79)) == [SAFE, BROKEN, SAFE]
+    assert verdicts(excess_nll={"mean": 0.1, "low": 0.05, "high": 0.11}) == [SAFE, SAFE, AT_RISK]
+    assert verdicts(excess_nll={"mean": 0.7, "low": 0.51, "high": 0.9}) == [SAFE, SAFE, BROKEN]
+    strict = predict(comparison(), Thresholds(safe=1, safe_nll=0.01))
+    assert [line.verdict for line in strict[1:]] == [AT_RISK] * 3
+
+
+def test_too_little_to_predict_from() -> None:
+    few = {"prompts": MIN_OPTIONS - 1, "same_choice": MIN_OPTIONS - 1}
+    for options, count in ((None, 0), (few, MIN_OPTIONS - 1)):
+        found = predict(comparison(options=options))[1]
+        assert found.verdict == UNKNOWN
+        assert found.reason.startswith(f"{count} prompts with options")
+    enough = {"prompts": MIN_OPTIONS, "same_choice": MIN_OPTIONS}
+    assert predict(comparison(options=enough))[1].source == "predicted"
+    found = predict(comparison(survival={"1": {"value": 1.0, "low": 1.0, "high": 1.0}}))[2]
+    assert (found.verdict, found.source) == (UNKNOWN, "")
+    assert "8 tokens" in found.reason
+    lines = judged({}, Thresholds(), comparison(options=None))
+    assert (lines["multiple-choice"].verdict, lines["multiple-choice"].source) == (UNKNOWN, "")
+
+
+def test_wilson_is_scipys() -> None:
+    from scipy.stats import binomtest
+
+    for total in (1, 2, 8, 16, 100, 1000):
+        for count in {0, 1, total // 3, total // 2, total - 1, total}:
+            expected = binomtest(count, total).proportion_ci(0.95, method="wilson")
+            found = _wilson(count, total)
+            assert found["mean"] == count / total
+            assert found["low"] == pytest.approx(expected.low, abs=1e-12)
+            assert found["high"] == pytest.approx(expected.high, abs=1e-12)
+            assert 0 <= found["low"] <= found["high"] <= 1
+
+
+# --------------------------------------------------------------------------- rows
+
+
+def test_rows_say_what_became_of_a_score() -> None:
+    dense = [scored(CHOICE, 1, 1, 1, 1, 1, 1, 0, 0)]
+    own = [scored(CHOICE, 1, 0, 0, 0, 1, 1, 1, 0)]
+    (row,) = score_rows(dense, own)
+    names = {"task": "choice", "metric": "acc", "use": "multiple-choice", "decides": "kept", "better": "higher"}
+    assert names.items() <= row.items()
+    assert (row["items"], row["chance"], row["lost"], row["gained"]) == (8, 0.25, 3, 1)
+    assert row["sign_test"] == (1 + 4) * 2 / 16
+    means = {name: row[name]["mean"] for name in ("dense", "compressed", "difference", "kept")}
+    assert means == {"dense": 0.75, "compressed": 0.5, "difference": -0.25, "kept": 0.5 / 0.75}
+    assert row["tie"]
+    assert not score_rows([alike(CHOICE, 1)], [alike(CHOICE, 0.5)])[0]["tie"]
+
+
+def test_rows_of_other_numbers() -> None:
+    dense, own = [alike(NLL, 1), alike(LENGTH, 20)], [alike(NLL, 1.5), alike(LENGTH, 10)]
+    for row in score_rows(dense, own):
+        assert (row["kept"], row["lost"], row["gained"], row["sign_test"]) == (None,) * 4
+        assert not row["at_chance"]
+    (row,) = score_rows([alike(FACTS, 0)], [alike(FACTS, 1)])
+    assert row["kept"] is None
+    assert row["at_chance"]
+
+
+def test_only_items_and_metrics_of_both_models_count() -> None:
+    dense = [Scored(FACTS, {"a": 1.0, "b": 0.0, "c": 1.0}), alike(NLL, 1)]
+    own = [alike(LOOPS, 0), Scored(FACTS, {"c": 0.5, "d": 9.0, "a": 1.0})]
+    (row,) = score_rows(dense, own)
+    assert (row["items"], row["dense"]["mean"], row["compressed"]["mean"]) == (2, 1, 0.75)
+    left, right = paired_values(dense[0].values, own[1].values)
+    assert (left.tolist(), right.tolist()) == ([1, 1], [1, 0.5])
+
+
+@pytest.mark.xfail(reason="a metric without any shared item ends in a division by zero", strict=True)
+def test_models_without_a_shared_item() -> None:
+    """A model whose texts all end at once has no share of distinct 3-grams at all."""
+    dense = [alike(FACTS, 1), alike(LENGTH, 20)]
+    own = [alike(FACTS, 1), Scored(LENGTH, {})]
+    assert "facts" in {row["task"] for row in score_rows(dense, own)}
