@@ -18,7 +18,9 @@ RANK = {
     "tracing": 4,
     "study": 5,
     "report": 6,
-    "cli": 7,
+    "cli_options": 7,
+    "cli_studies": 8,
+    "cli": 9,
 }
 
 

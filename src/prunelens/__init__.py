@@ -8,40 +8,57 @@ if TYPE_CHECKING:
     from prunelens.models.surgery import Drop, dropped
     from prunelens.pruning.importance import rank_redundancy
     from prunelens.pruning.recipe import Recipe, parse_recipe
+    from prunelens.study.advice import Advice
+    from prunelens.study.advise import advise
     from prunelens.study.compare import compare
+    from prunelens.study.evaluate import evaluate
+    from prunelens.study.evaluation import Evaluation
     from prunelens.study.prune import prune
     from prunelens.study.result import Comparison
+    from prunelens.study.sweep import Sweep, sweep
     from prunelens.tasks.prompts import prompts
 
 _HOMES = {
+    "Advice": "prunelens.study.advice",
     "Comparison": "prunelens.study.result",
     "Drop": "prunelens.models.surgery",
+    "Evaluation": "prunelens.study.evaluation",
     "Model": "prunelens.models.loading",
     "PrunelensError": "prunelens.errors",
     "Recipe": "prunelens.pruning.recipe",
+    "Sweep": "prunelens.study.sweep",
+    "advise": "prunelens.study.advise",
     "compare": "prunelens.study.compare",
     "dropped": "prunelens.models.surgery",
+    "evaluate": "prunelens.study.evaluate",
     "load": "prunelens.models.loading",
     "parse_recipe": "prunelens.pruning.recipe",
     "prompts": "prunelens.tasks.prompts",
     "prune": "prunelens.study.prune",
     "rank_redundancy": "prunelens.pruning.importance",
+    "sweep": "prunelens.study.sweep",
     "wrap": "prunelens.models.loading",
 }
 
 __all__ = [
+    "Advice",
     "Comparison",
     "Drop",
+    "Evaluation",
     "Model",
     "PrunelensError",
     "Recipe",
+    "Sweep",
+    "advise",
     "compare",
     "dropped",
+    "evaluate",
     "load",
     "parse_recipe",
     "prompts",
     "prune",
     "rank_redundancy",
+    "sweep",
     "wrap",
 ]
 

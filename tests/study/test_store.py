@@ -18,22 +18,17 @@ import pytest
 from prunelens.errors import PrunelensError
 from prunelens.study.schemas import SCHEMAS, STAT_COLUMNS
 from prunelens.study.store import (
-    FORMAT,
-    FORMAT_VERSION,
-    REQUIRED,
+    RUN,
     Run,
-    check_target,
-    new_folder,
-    probe_target,
     read_run,
     replace_page,
     write_run,
 )
 
 INFO: dict[str, Any] = {
-    "format": FORMAT,
-    "format_version": FORMAT_VERSION,
-    **{name: {} for name in REQUIRED},
+    "format": RUN.format,
+    "format_version": RUN.version,
+    **{name: {} for name in RUN.required},
     "notes": ["ein Maß: ½ ≤ S(n) 🦔"],
     "summary": [{"compressed": "drop-mlp:1", "kl": 1e-300, "n": None}],
 }
@@ -65,7 +60,7 @@ def run(rows: int = 7) -> Run:
 
 
 def store(target: Path, rows: int = 7) -> Path:
-    with new_folder(target) as temporary:
+    with RUN.new_folder(target) as temporary:
         write_run(run(rows), temporary)
     return target
 
@@ -101,7 +96,7 @@ def test_run_json_can_be_read_by_a_person_and_by_any_parser(tmp_path: Path) -> N
     text = (store(tmp_path / "run") / "run.json").read_text(encoding="utf-8")
     assert "ein Maß: ½ ≤ S(n) 🦔" in text
     assert text.endswith("}\n")
-    assert text.count("\n") > len(REQUIRED)
+    assert text.count("\n") > len(RUN.required)
     assert json.loads(text, parse_constant=lambda name: pytest.fail(name)) == INFO
 
 
@@ -109,7 +104,7 @@ def test_run_json_can_be_read_by_a_person_and_by_any_parser(tmp_path: Path) -> N
 def test_run_json_never_holds_what_is_no_json(tmp_path: Path, number: float) -> None:
     bad = run()
     bad.info["summary"][0]["kl"] = number
-    with pytest.raises(ValueError, match="JSON compliant"), new_folder(tmp_path / "run") as temporary:
+    with pytest.raises(ValueError, match="JSON compliant"), RUN.new_folder(tmp_path / "run") as temporary:
         write_run(bad, temporary)
     assert list(tmp_path.iterdir()) == []
 
@@ -172,7 +167,7 @@ def test_an_earlier_run_is_replaced_whole(tmp_path: Path) -> None:
     target = store(tmp_path / "run")
     (target / "extra.txt").write_text("of the earlier run")
     (target / "folder").mkdir()
-    with new_folder(target) as temporary:
+    with RUN.new_folder(target) as temporary:
         assert (target / "extra.txt").exists()
         write_run(run(3), temporary)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -183,7 +178,7 @@ def test_an_earlier_run_is_replaced_whole(tmp_path: Path) -> None:
 def test_an_earlier_run_of_another_version_may_be_replaced(tmp_path: Path) -> None:
     target = store(tmp_path / "run")
     (target / "run.json").write_text(json.dumps(INFO | {"format_version": 99}))
-    assert read_run(store(target)).info["format_version"] == FORMAT_VERSION
+    assert read_run(store(target)).info["format_version"] == RUN.version
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
@@ -226,7 +221,7 @@ def holds_a_list(path: Path) -> None:
         lambda path: path.symlink_to("/"),
     ],
 )
-@pytest.mark.parametrize("check", [check_target, probe_target, store])
+@pytest.mark.parametrize("check", [RUN.probe_target, store])
 def test_what_is_not_ours_is_left_alone(tmp_path: Path, make: Callable[[Path], Any], check: Callable[..., Any]) -> None:
     target = tmp_path / "run"
     make(target)
@@ -240,7 +235,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path, make: Callable[[Path], A
 def test_the_current_folder_is_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     read_run(store(Path("run")))
-    probe_target(Path("run"))
+    RUN.probe_target(Path("run"))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -311,11 +306,11 @@ def cut(share: float) -> Callable[[Path], None]:
         (lambda folder: (folder / "run.json").unlink(), "expected a run"),
         (lambda folder: (folder / "run.json").write_text("{"), "expected a run"),
         (json_of(format="other"), "expected a run"),
-        (json_of(format_version=99), "format 99, this version reads 3"),
-        (json_of(format_version=1), "format 1, this version reads 3"),
-        (json_of(format_version="2"), "format 2, this version reads 3"),
+        (json_of(format_version=99), "format 99, this version reads 4"),
+        (json_of(format_version=1), "format 1, this version reads 4"),
+        (json_of(format_version="2"), "format 2, this version reads 4"),
         (without("format_version"), "damaged.*format_version"),
-        *[(without(key), f"damaged.*{key}") for key in REQUIRED],
+        *[(without(key), f"damaged.*{key}") for key in RUN.required],
         (lambda folder: (folder / "prompts.parquet").unlink(), r"damaged.*prompts\.parquet"),
         (cut(0), "damaged"),
         (cut(0.5), "damaged"),

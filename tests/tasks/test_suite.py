@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -227,9 +228,9 @@ def test_lists_are_continued_up_to_their_end() -> None:
             assert whole[-1] == end
             assert len(set(whole)) == len(whole)
             if all(part.isdigit() for part in whole):
-                assert len({int(after) - int(before) for before, after in zip(whole, whole[1:], strict=False)}) == 1
+                assert len({int(after) - int(before) for before, after in pairwise(whole)}) == 1
             elif all(len(part) == 1 and part.isalpha() for part in whole):
-                assert {ord(after) - ord(before) for before, after in zip(whole, whole[1:], strict=False)} == {1}
+                assert {ord(after) - ord(before) for before, after in pairwise(whole)} == {1}
         assert asked not in dict(shown), item["id"]
 
 
@@ -292,8 +293,8 @@ def test_lists_keep_their_order(tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text("", encoding="utf-8")
     folder = str(tmp_path)
     expected = ("core_long", "arc_easy", folder)
-    for given in (" core_long , arc_easy," + folder, list(expected), expected):
-        found = parse_tasks(given)
+    for names in (" core_long , arc_easy," + folder, list(expected), expected):
+        found = parse_tasks(names)
         assert found.tasks == expected
         assert found.harness == ("arc_easy",)
         assert found.retrieval == (folder,)

@@ -3,6 +3,7 @@
 import jinja2
 from markupsafe import Markup
 
+from prunelens.report.evaluation import why
 from prunelens.report.figures import GRID, HALO, HEAT, INK, MUTED, PAPER, ZERO
 from prunelens.report.layers import kind_name
 from prunelens.report.payload import script_json
@@ -29,6 +30,7 @@ def environment() -> jinja2.Environment:
     environment.filters["setting"] = setting
     environment.filters["kind_name"] = kind_name
     environment.globals["source"] = _source
+    environment.globals["why"] = why
     environment.globals["spec"] = lambda text: Markup(script_json(text))
     return environment
 

@@ -45,17 +45,10 @@ def verdict_table(summary: list[dict[str, Any]], dense: str) -> Table:
     for record in summary:
         for place, line in enumerate(record["verdicts"]):
             label = Text(printable(record["compressed"]) if place == 0 else "", overflow="fold")
-            table.add_row(label, line["use"], Text(line["verdict"], COLOURS.get(line["verdict"], "dim")), *_why(line))
+            verdict = Text(line["verdict"], COLOURS.get(line["verdict"], "dim"))
+            table.add_row(label, line["use"], verdict, Text(printable(why(line))), line["rule"])
         table.add_section()
     return table
-
-
-def _why(line: dict[str, Any]) -> tuple[Text, str]:
-    if line["value"] is None:
-        return Text(printable(line["reason"])), ""
-    share = line["rule"].endswith("%")
-    number = f"{amount(line, share)} {line['number']}, {line['source']}"
-    return Text(printable(f"{number}; {line['reason']}" if line["reason"] else number)), line["rule"]
 
 
 def amount(found: Mapping[str, Any], share: bool) -> str:
@@ -63,7 +56,15 @@ def amount(found: Mapping[str, Any], share: bool) -> str:
     mean = found["mean"] if "mean" in found else found["value"]
     scale, digits, unit = (100, 1, " %") if share else (1, 3, "")
     low, high = scale * found["low"], scale * found["high"]
-    return f"{scale * mean:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{scale * mean:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
+
+
+def why(line: Mapping[str, Any]) -> str:
+    """What decided a verdict, in one line."""
+    if line["value"] is None:
+        return str(line["reason"])
+    text = f"{amount(line, line['rule'].endswith('%'))} {line['number']}, {line['source']}"
+    return f"{text}; {line['reason']}" if line["reason"] else text
 
 
 def scores_table(record: dict[str, Any]) -> Table:

@@ -54,17 +54,8 @@ def render_evaluation_summary(run: Run) -> str:
 def task_environment() -> jinja2.Environment:
     """The templates' environment with what verdicts and scores need."""
     found = environment()
-    found.globals["why"] = why
     found.globals["score_cells"] = score_cells
     return found
-
-
-def why(line: Record) -> str:
-    """What decided a verdict, in one line."""
-    if line["value"] is None:
-        return str(line["reason"])
-    text = f"{amount(line, line['rule'].endswith('%'))} {line['number']}, {line['source']}"
-    return f"{text}; {line['reason']}" if line["reason"] else text
 
 
 def rules(thresholds: Record) -> str:

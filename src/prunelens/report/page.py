@@ -24,6 +24,7 @@ from prunelens.report.payload import KL_EDGES, script_json, texts_payload
 from prunelens.report.wording import shorten
 from prunelens.study.store import Run
 from prunelens.study.summary import by_damage_per_byte
+from prunelens.study.verdict import predict
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ def render_page(run: Run) -> str:
             edges=KL_EDGES,
             rows=_answer_rows(run),
             ranked=_ranked_rows(run),
+            predicted=[
+                {"compressed": record["compressed"], "verdicts": [line.as_dict() for line in predict(record)]}
+                for record in run.info["summary"]
+            ],
             columns=answer.COLUMNS,
             info=run.info,
             run=_described(run),

@@ -13,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from prunelens.errors import printable
+from prunelens.report.evaluation import verdict_table
 from prunelens.study.summary import by_damage_per_byte, free_agreement, texts_of
+from prunelens.study.verdict import predict
 
 
 @contextmanager
@@ -58,6 +60,7 @@ def print_result(tables: dict[str, pa.Table], info: dict[str, Any]) -> None:
     for record in info["summary"]:
         if record["attribution"]:
             console.print(_attribution_table(record))
+    console.print(_predicted(info))
     console.print(_side_by_side(tables, info))
 
 
@@ -238,6 +241,17 @@ def _attributed(part: dict[str, Any]) -> list[str]:
         f"{cosine:.4f}" if cosine is not None else "",
         "yes" if part["changed"] else "",
     ]
+
+
+def _predicted(info: dict[str, Any]) -> Table:
+    """What the comparison predicts for each class of use; tasks measure it."""
+    summary = [
+        {"compressed": record["compressed"], "verdicts": [line.as_dict() for line in predict(record)]}
+        for record in info["summary"]
+    ]
+    table = verdict_table(summary, info["dense"]["name"])
+    table.title = Text("predicted for each use; `prunelens evaluate` measures it")
+    return table
 
 
 def _side_by_side(tables: dict[str, pa.Table], info: dict[str, Any]) -> Group:

@@ -15,8 +15,6 @@ from prunelens.models import folders
 from prunelens.models.cache import write_whole
 from prunelens.study.schemas import SCHEMAS
 
-FORMAT_VERSION = 4
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -54,7 +52,7 @@ class Kind:
 
 RUN = Kind(
     "prunelens-run",
-    FORMAT_VERSION,
+    4,
     SCHEMAS,
     (
         "dense",

@@ -140,7 +140,8 @@ def _kind(recipe: Recipe) -> dict[str, str]:
     if len(recipe.steps) > 1:
         return {"kind": "sum", "strength": str(recipe)}
     if isinstance(step, MaskStep):
-        return {"kind": step.method, "strength": str(step).partition(":")[2]}
+        strength = str(step).partition(":")[2]
+        return {"kind": f"{step.method} n:m" if ":" in strength else step.method, "strength": strength}
     if isinstance(step, QuantizeStep):
         return {"kind": "quantize", "strength": step.to}
     name, _, strength = str(step).replace("@", ":").partition(":")
@@ -154,7 +155,7 @@ def is_drop(kind: str) -> bool:
 
 def is_mask(kind: str) -> bool:
     """Whether a kind sets single weights to zero."""
-    return kind in MASKS
+    return kind.removesuffix(" n:m") in MASKS
 
 
 def _numbers(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Row:

@@ -132,11 +132,11 @@ def _kept(
     kept = kept_share(pairs)
     assert kept is not None  # a dense score of 0 is at chance
     names = ", ".join(sorted(task for task, _ in wanted))
-    return _share(use, f"share of the dense score kept ({names})", as_dict(kept), limits, "measured")
+    return _share(use, f"of the dense score kept ({names})", as_dict(kept), limits, "measured")
 
 
 def _agreement(use: str, row: Record, limits: Thresholds) -> Verdict:
-    return _share(use, f"{row['metric']} ({row['task']})", row["compressed"], limits, "measured")
+    return _share(use, f"of the 10 nearest neighbours stay ({row['task']})", row["compressed"], limits, "measured")
 
 
 def _share(use: str, number: str, found: Record, limits: Thresholds, source: str) -> Verdict:
@@ -150,16 +150,22 @@ def _share(use: str, number: str, found: Record, limits: Thresholds, source: str
 def _cost(use: str, row: Record, limits: Thresholds) -> Verdict:
     """Excess nats per token, or looping texts beyond the dense model's."""
     if row["decides"] == "nll":
-        name, safe, broken = "excess NLL under the dense model, nats per token", limits.safe_nll, limits.broken_nll
+        name, safe, broken = "nats per token of excess NLL under the dense model", limits.safe_nll, limits.broken_nll
     else:
-        name, safe, broken = "looping texts beyond the dense model's, share", limits.safe_loops, limits.broken_loops
-    return _excess(use, f"{name} ({row['task']})", row["difference"], safe, broken, "measured")
+        name, safe, broken = "more of the texts loop than the dense model's", limits.safe_loops, limits.broken_loops
+    return _excess(
+        use, f"{name} ({row['task']})", row["difference"], safe, broken, "measured", row["decides"] == "loops"
+    )
 
 
-def _excess(use: str, number: str, found: Record, safe: float, broken: float, source: str) -> Verdict:
+def _excess(
+    use: str, number: str, found: Record, safe: float, broken: float, source: str, share: bool = False
+) -> Verdict:
     """An amount that is better when lower."""
     verdict = SAFE if found["high"] <= safe else BROKEN if found["low"] > broken else AT_RISK
-    rule, severity = f"safe ≤ {safe:g}, broken > {broken:g}", (found["mean"] - safe) / (broken - safe)
+    shown = [f"{100 * limit:g} %" if share else f"{limit:g}" for limit in (safe, broken)]
+    rule = f"safe ≤ {shown[0]}, broken > {shown[1]}"
+    severity = (found["mean"] - safe) / (broken - safe)
     return Verdict(use, verdict, number, found["mean"], found["low"], found["high"], rule, source, "", severity)
 
 
@@ -172,7 +178,7 @@ def predict(compared: Record, thresholds: Thresholds | None = None) -> list[Verd
         _predicted_short(compared, limits),
         _excess(
             "long-generation",
-            "excess NLL of its own tokens on the dense model's texts, nats per token",
+            "nats per token of excess NLL on the dense model's texts",
             compared["excess_nll"],
             limits.safe_nll,
             limits.broken_nll,
@@ -188,7 +194,7 @@ def _predicted_choice(compared: Record, limits: Thresholds) -> Verdict:
         reason = f"{count} prompts with options, expected at least {MIN_OPTIONS}"
         return Verdict("multiple-choice", UNKNOWN, reason=reason)
     share = _wilson(options["same_choice"], options["prompts"])
-    return _share("multiple-choice", "same choice among the options", share, limits, "predicted")
+    return _share("multiple-choice", "of the choices among options stay", share, limits, "predicted")
 
 
 def _predicted_short(compared: Record, limits: Thresholds) -> Verdict:
@@ -196,7 +202,13 @@ def _predicted_short(compared: Record, limits: Thresholds) -> Verdict:
     if found is None:
         return Verdict("short-generation", UNKNOWN, reason=f"fewer than {SHORT_STEPS} tokens were read")
     share = {"mean": found["value"], "low": found["low"], "high": found["high"]}
-    return _share("short-generation", f"S({SHORT_STEPS}), the texts agree token by token", share, limits, "predicted")
+    return _share(
+        "short-generation",
+        f"of sampled texts agree for {SHORT_STEPS} tokens, S({SHORT_STEPS})",
+        share,
+        limits,
+        "predicted",
+    )
 
 
 def _wilson(count: int, total: int) -> dict[str, float]:
