@@ -22,6 +22,7 @@ import scipy.stats
 from conftest import text_network, text_tokenizer
 from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import parse_recipe
+from prunelens.pruning.steps import DROPS, MASKS
 from prunelens.report.again import render_again
 from prunelens.report.sweep_page import render_sweep
 from prunelens.study.cells import CELL
@@ -30,7 +31,17 @@ from prunelens.study.executors import EXECUTORS, Outcome, run_local
 from prunelens.study.store import RUN, Run, read_run, write_run
 from prunelens.study.study_file import Cell
 from prunelens.study.sweep import SWEEP, Sweep, sweep
-from prunelens.study.sweep_tables import CELL_NUMBERS, PREDICTIONS, SCHEMAS, _kind, alike, calibration, use_loss
+from prunelens.study.sweep_tables import (
+    CELL_NUMBERS,
+    PREDICTIONS,
+    SCHEMAS,
+    _kind,
+    alike,
+    calibration,
+    is_drop,
+    is_mask,
+    use_loss,
+)
 from prunelens.study.verdict import SAFE, UNKNOWN
 from prunelens.tasks.suite import USES
 
@@ -303,9 +314,10 @@ def test_only_what_is_new_is_made(tiny: Path, tmp_path: Path, made: list[tuple[s
 def test_another_threshold_judges_what_is_there(tiny: Path, tmp_path: Path, made: list[tuple[str, int]]) -> None:
     document = study(tiny, "drop-mlp@1", "magnitude:0.3", compare={"num_prompts": 4, "max_new_tokens": 12})
     strict = sweep(document | {"thresholds": {"safe_nll": 0.001, "broken_nll": 0.002}}, tmp_path / "sweep")
-    lax = sweep(document | {"thresholds": {"safe": 0.0001, "broken": 0, "safe_nll": 98}}, tmp_path / "other")
+    lenient = {"safe": 0.0001, "broken": 0, "safe_nll": 98, "broken_nll": 99}
+    lax = sweep(document | {"thresholds": lenient}, tmp_path / "other")
     made.clear()
-    again = sweep(document | {"thresholds": {"safe": 0.0001, "broken": 0, "safe_nll": 98}}, tmp_path / "sweep")
+    again = sweep(document | {"thresholds": lenient}, tmp_path / "sweep")
     assert made == []
     assert_same(again, lax)
     assert again.tables["cells"].equals(strict.tables["cells"])
@@ -663,7 +675,7 @@ def test_models_alike_in_multiple_choice() -> None:
         ("drop-sublayers@m3,a2", "drop-sublayers", "a2,m3"),
         ("drop-block:2,consecutive", "drop-block", "2,consecutive"),
         ("magnitude:.50", "magnitude", "0.5"),
-        ("wanda:2:4", "wanda", "2:4"),
+        ("wanda:2:4", "wanda n:m", "2:4"),
         ("sparsegpt:0.25", "sparsegpt", "0.25"),
         ("drop-experts:0.25", "drop-experts", "0.25"),
         ("drop-experts:0.5,uniform", "drop-experts", "0.5,uniform"),
@@ -674,6 +686,8 @@ def test_models_alike_in_multiple_choice() -> None:
 )
 def test_kind_and_strength_of_a_recipe(recipe: str, kind: str, strength: str) -> None:
     assert _kind(parse_recipe(recipe)) == {"kind": kind, "strength": strength}
+    assert is_drop(kind) == (kind in DROPS)
+    assert is_mask(kind) == (kind.split()[0] in MASKS)
 
 
 # --------------------------------------------------------------------------- page

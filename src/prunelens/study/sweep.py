@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +22,9 @@ from prunelens.study.store import Kind, Run, read_run
 from prunelens.study.study_file import Cell, Study, cells_of, parse_study, read_study
 from prunelens.study.sweep_tables import SCHEMAS, sweep_tables
 from prunelens.tasks.harness import Harness
-from prunelens.tasks.prompts import prompts
+from prunelens.tasks.prompts import CORE, prompts
 from prunelens.tasks.retrieval import read_corpus
-from prunelens.tasks.suite import is_retrieval, parse_tasks, retrieval_folder
+from prunelens.tasks.suite import CORE_RETRIEVAL, is_retrieval, parse_tasks, retrieval_folder
 
 SWEEP = Kind(
     "prunelens-sweep",
@@ -134,11 +135,11 @@ def _with_whole_paths(study: Study) -> Study:
     changed: dict[str, Any] = {"model": _whole(study.model)}
     if study.calibration is not None:
         changed["calibration"] = _whole(study.calibration)
-    if study.compare is not None:
+    if study.compare is not None and study.compare.prompts != CORE:
         changed["compare"] = study.compare.model_copy(update={"prompts": _whole(study.compare.prompts)})
     if study.tasks is not None:
         chosen = parse_tasks(study.tasks)
-        names = [_whole(name) if is_retrieval(name) else name for name in chosen.tasks]
+        names = [_whole(name) if is_retrieval(name) and name != CORE_RETRIEVAL else name for name in chosen.tasks]
         uses = [chosen.uses.get(name) for name in chosen.tasks]
         changed["tasks"] = names if not any(uses) else _grouped(names, uses)
     return study.model_copy(update=changed)
@@ -169,7 +170,12 @@ def _check_tasks(study: Study) -> None:
 
 
 def _texts_hash(study: Study) -> str:
+    """A hash of prompts, of calibration texts, of retrieval data, and of the classes that were given to tasks."""
     digest = hashlib.sha256()
+    if study.tasks is not None and (uses := parse_tasks(study.tasks).uses):
+        digest.update(json.dumps(uses).encode())
+    for name in parse_tasks(study.tasks).retrieval if study.tasks is not None else ():
+        digest.update(repr(read_corpus(Path(name))).encode() if name != CORE_RETRIEVAL else b"")
     if study.compare is not None:
         for text in prompts(study.compare.prompts, study.compare.num_prompts):
             digest.update(json.dumps([text.prompt_id, text.messages, text.options]).encode())
@@ -188,6 +194,8 @@ def _claim(folder: Path, study: Study) -> None:
         if folder.exists() and not mark.is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise PrunelensError(f"{folder} exists and is not a sweep; choose another folder or remove it")
         (folder / "cells").mkdir(parents=True, exist_ok=True)
+        for stale in (folder / "cells").glob(".*"):  # of workers that were killed while they wrote
+            shutil.rmtree(stale, ignore_errors=True)
         write_whole(mark, study.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise PrunelensError(f"the sweep cannot be kept in {folder} ({error.strerror or error})") from error
