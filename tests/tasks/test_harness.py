@@ -164,9 +164,7 @@ def test_letters_equal_the_oracle(harness: Harness, untaught: Model) -> None:
 
 
 @pytest.mark.parametrize("which", ["taught", "untaught"])
-def test_facts_equal_the_oracle(
-    harness: Harness, scoring: Any, which: str, request: pytest.FixtureRequest
-) -> None:
+def test_facts_equal_the_oracle(harness: Harness, scoring: Any, which: str, request: pytest.FixtureRequest) -> None:
     model, chosen = request.getfixturevalue(which), items("core_facts")[:6]
     found = only(harness.run(model, "core_facts", silent, limit=6, batch_size=3))
     answers = {item["id"]: greedy_line(model.network, fact_prompt(item), 16) for item in chosen}

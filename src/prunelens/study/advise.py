@@ -81,8 +81,9 @@ def advise(
     aim, chosen = check_advice(use, keep, budget, tasks)
     model = dense if isinstance(dense, Model) else load(dense)
     target = Path(folder)
+    advising = _Advising(model, aim, chosen, target, budget, long_tokens, limit, seed, reporter)
     _claim(target)
-    return _Advising(model, aim, chosen, target, budget, long_tokens, limit, seed, reporter).run()
+    return advising.run()
 
 
 def check_advice(use: str, keep: float, budget: float | None, tasks: str | Sequence[str] | None) -> tuple[Aim, Chosen]:

@@ -195,7 +195,7 @@ def _guessed_recall(corpus: Corpus) -> float:
 
 def _guessed_ndcg(corpus: Corpus) -> float:
     """Mean nDCG@10 of a random order: every rank holds the mean grade."""
-    discounts = 1 / np.log2(np.arange(2, NEIGHBOURS + 2))
+    discounts = 1 / np.log2(np.arange(2, min(NEIGHBOURS, len(corpus.passages)) + 2))
     shares = []
     for grades in corpus.relevant.values():
         ideal = np.array(sorted(grades.values(), reverse=True)[:NEIGHBOURS], dtype=float)
@@ -300,7 +300,10 @@ def collect(
         "thresholds": thresholds.model_dump(),
         "notes": [note for model in models for note in model.notes] + [note for one in made for note in one.notes],
         "seconds": round(seconds, 3),
-        "versions": {name: version(name) for name in ("prunelens", "torch", "transformers", "lm_eval")},
+        "versions": {
+            name: version(name)
+            for name in ("prunelens", "torch", "transformers", *(["lm_eval"] if bench.chosen.harness else []))
+        },
         "summary": summary,
     }
     tables = {"tasks": values_table(everything), "texts": texts_table(everything)}
