@@ -102,6 +102,16 @@ def test_tasks_weigh_the_same_however_many_items_they_have() -> None:
     assert kept.value == 1 / 1.25  # the ratio of sums, not the mean of the ratios 0 and 1
 
 
+def test_each_task_has_draws_of_its_own() -> None:
+    """Two tasks of the same scores: the variance of their mean is half of that of one."""
+    pair = made(100, 3)
+    one, both = kept_share([pair]), kept_share([pair, pair])
+    assert one is not None
+    assert both is not None
+    assert both.value == one.value
+    assert (both.high - both.low) / (one.high - one.low) == pytest.approx(0.5**0.5, rel=0.08)
+
+
 @settings(deadline=None)
 @given(tasks=st.lists(ITEMS, min_size=1, max_size=3), seed=st.integers(0, 2**32 - 1))
 def test_a_model_beside_itself(tasks: list[list[tuple[int, int]]], seed: int) -> None:
@@ -141,6 +151,7 @@ def test_the_seed_alone_decides_the_draws() -> None:
     one, other = (paired_difference(dense, compressed, seed) for seed in (0, 1))
     assert one.value == other.value
     assert (one.low, one.high) != (other.low, other.high)
+    assert kept_share([(dense, compressed)], 0) != kept_share([(dense, compressed)], 1)
 
 
 def test_no_share_of_nothing() -> None:

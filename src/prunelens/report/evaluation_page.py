@@ -104,8 +104,8 @@ def differences_figure(summary: list[Record]) -> Figure | None:
     panels = [
         panel
         for panel in (
-            _differences(summary, shares, "Scores and shares", "compressed − dense, points", 100),
-            _differences(summary, costs, "Long texts", "excess NLL under the dense model, nats per token", 1),
+            _differences(summary, shares, "Scores and shares", "compressed − dense, points", 100.0),
+            _differences(summary, costs, "Long texts", "excess NLL under the dense model, nats per token", 1.0),
         )
         if panel
     ]

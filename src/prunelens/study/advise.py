@@ -15,7 +15,7 @@ from prunelens.models.cache import write_whole
 from prunelens.models.loading import Model, load
 from prunelens.models.nemotron_nas import check as check_nemotron_nas
 from prunelens.models.surgery import Drop
-from prunelens.pruning.importance import choose, rank_redundancy
+from prunelens.pruning.importance import Ranking, choose, rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.pruning.steps import MaskStep, QuantizeStep, Step
 from prunelens.study.advice import ADVICE, SCHEMAS, Advice
@@ -178,8 +178,22 @@ class _Advising:
 
     def _calibration(self) -> Sequence[Sequence[int]]:
         if self._texts is None:
-            self._texts = calibration_texts(True, self.model, None, self.reporter)
+            self._texts = self.ledger.ask(
+                self.about | {"ask": "calibration"},
+                lambda: [list(text) for text in calibration_texts(True, self.model, None, self.reporter)],
+            )
         return self._texts
+
+    def _ranking(self) -> Ranking:
+        """The cosine ranking of all sublayers, on the calibration texts."""
+        texts = self._calibration()
+
+        def answer() -> list[Any]:
+            advance = self.reporter("ranking sublayers", sum(map(len, texts)))
+            return [[*key, score] for key, score in rank_redundancy(self.model, texts, advance=advance).scores.items()]
+
+        found = self.ledger.ask(self.about | {"ask": "ranking"}, answer)
+        return Ranking({(kind, index): score for kind, index, score in found}, sum(map(len, texts)))
 
     def _trajectories(self) -> tuple[list[Trajectory], list[Trajectory]]:
         """The dense model's greedy texts on every second prompt, and on the others."""
@@ -243,8 +257,7 @@ class _Advising:
         """KL on the other prompts: what was chosen, the found drop, the cosine's of the same size, random ones."""
         recipes: list[tuple[str, str]] = []
         if drop is not None:
-            ranking = rank_redundancy(self.model, self._calibration())
-            recipes = [("found drop", recipe_of(drop)), ("cosine", recipe_of(cosine_drop(drop, ranking)))]
+            recipes = [("found drop", recipe_of(drop)), ("cosine", recipe_of(cosine_drop(drop, self._ranking())))]
             recipes += [("random", recipe_of(one)) for one in random_drops(drop, self.model, self.seed)]
         if chosen is not None:
             recipes.insert(0, ("chosen", chosen.recipe))

@@ -96,14 +96,17 @@ def work(context: Context, cell: Cell) -> None:
         texts = context.own_texts if candidate.recipe.needs_calibration else []
         ranking = context.ranking if candidate.recipe.needs_ranking else None
         apply_recipes([candidate], dense, texts, ranking, silent, cell.seed)
+    evaluation = None
+    if context.bench is not None:
+        found = {candidate.label: context.bench.measure(candidate.label, candidate.variant(dense))}
+        evaluation = collect(context.bench, [candidate], found, study.thresholds, 0.0)
     with new_folder(cell_folder(context.given.folder, cell), _is_cell, "cell") as temporary:
         if run is not None:
             (temporary / "compare").mkdir()
             write_run(run, temporary / "compare")
-        if context.bench is not None:
+        if evaluation is not None:
             (temporary / "evaluate").mkdir()
-            found = {candidate.label: context.bench.measure(candidate.label, candidate.variant(dense))}
-            collect(context.bench, [candidate], found, study.thresholds, 0.0).write(temporary / "evaluate")
+            evaluation.write(temporary / "evaluate")
         sizes = {"dense": describe_size(Candidate("dense"), dense), "compressed": describe_size(candidate, dense)}
         _write_json(temporary / CELL, cell.model_dump() | sizes)
 
