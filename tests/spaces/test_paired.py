@@ -138,7 +138,6 @@ def test_an_interval_holds_its_value_and_stays_in_range(tasks: list[list[tuple[i
         assert turned.low == pytest.approx(-difference.high, abs=1e-12)
 
 
-@pytest.mark.xfail(reason="rounding can leave the mean of equal values outside its own interval", strict=True)
 def test_the_mean_of_equal_values_lies_in_its_interval() -> None:
     found = mean_interval(np.full(50, 0.3))
     assert found.low <= found.value <= found.high

@@ -89,7 +89,7 @@ def itself(dense: Model) -> Evaluation:
 def dropped_and_masked(dense: Model) -> Evaluation:
     torch.manual_seed(0)
     tasks = ("core_letters", "core_long")
-    return evaluate(dense, "drop-attention@0+drop-mlp@2", "magnitude:0.5", tasks=tasks, limit=12, long_tokens=12)
+    return evaluate(dense, "drop-attention@0+drop-mlp@2", "magnitude:0.5", tasks=tasks, limit=6, long_tokens=12)
 
 
 # --------------------------------------------------------------------------- a model against itself
@@ -141,7 +141,7 @@ def test_long_texts_are_greedy_and_read_by_the_dense_model(dense: Model, dropped
     writers = {"dense": exact, "drop-attention@0+drop-mlp@2": zeroed(exact, attention=[0], mlp=[2])}
     for label, writer in writers.items():
         rows = [row for row in dropped_and_masked.tables["texts"].to_pylist() if row["model"] == label]
-        assert [row["prompt_id"] for row in rows] == [item["id"] for item in items("core_long")[:12]]
+        assert [row["prompt_id"] for row in rows] == [item["id"] for item in items("core_long")[:6]]
         for row, item in zip(rows[:3], items("core_long"), strict=False):
             assert (row["prompt"], row["kind"]) == (item["prompt"], item["kind"])
             ids = tokenizer(item["prompt"])["input_ids"]
@@ -166,7 +166,7 @@ def test_recipes_equal_the_same_made_by_hand(dense: Model, dropped_and_masked: E
     masked = mask_oracle.sequential(dense.network, [[5, 9, 33]], "magnitude", 0.5)
     tasks = ("core_letters", "core_long")
     models = [other("dropped", network), other("masked", masked)]
-    by_hand = evaluate(dense, *models, tasks=tasks, limit=12, long_tokens=12)
+    by_hand = evaluate(dense, *models, tasks=tasks, limit=6, long_tokens=12)
     first, second = (record["compressed"] for record in dropped_and_masked.summary)
     assert (first, second) == ("drop-attention@0+drop-mlp@2", "magnitude:0.5")
     for label, name in ((first, "dropped"), (second, "masked")):
@@ -186,8 +186,10 @@ def test_a_count_is_chosen_by_the_calibration(dense: Model, tmp_path: Path) -> N
     (tmp_path / "text.txt").write_text(text + "\n", encoding="utf-8")
     ranking = rank_redundancy(dense, [text_tokenizer()(text)["input_ids"]])
     (_, layer_idx), *_ = ranking.ordered("mlp")
-    counted = evaluate(dense, "drop-mlp:1", tasks="core_letters", limit=12, calibration=tmp_path / "text.txt")
-    named = evaluate(dense, f"drop-mlp@{layer_idx}", tasks="core_letters", limit=12)
+    counted = evaluate(
+        dense, "drop-mlp:1", tasks="core_long", limit=3, long_tokens=6, calibration=tmp_path / "text.txt"
+    )
+    named = evaluate(dense, f"drop-mlp@{layer_idx}", tasks="core_long", limit=3, long_tokens=6)
     assert values(counted, "drop-mlp:1") == values(named, f"drop-mlp@{layer_idx}")
 
 

@@ -195,12 +195,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             read_study(tmp_path / name)
 
 
-@pytest.mark.xfail(reason="the seed is checked by compare alone", strict=True)
 def test_negative_seeds_of_tasks_alone(tmp_path: Path) -> None:
     assert "seed" in refused(BASE + "seeds: [-1]\ncompare: null\n", tmp_path)
 
 
-@pytest.mark.xfail(reason="a class that is followed by nothing is spoken of as tasks.str", strict=True)
 def test_a_class_followed_by_nothing(tmp_path: Path) -> None:
     assert "multiple-choice" in refused(BASE + "tasks: {multiple-choice: }\n", tmp_path)
 
@@ -305,7 +303,6 @@ def test_a_key_depends_on_content_alone() -> None:
     assert key_of({"a": [1, 2]}) != key_of({"a": [2, 1]})
 
 
-@pytest.mark.xfail(reason="classes given to tasks stand in a cell's scores, not in its key", strict=True)
 def test_the_class_of_a_task_changes_the_key() -> None:
     """A cell's scores carry the class: found again under another one, they would be judged by the old one."""
     short, long = (made(tasks={use: ["core_facts"]}) for use in ("short-generation", "long-generation"))

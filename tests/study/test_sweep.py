@@ -191,7 +191,7 @@ def test_a_sweep_killed_ten_times_ends_as_if_it_was_not(tiny: Path, tmp_path: Pa
     first = seconds_to_first_cell(document, tmp_path / "calm")
     draw, kills, seen = random.Random(0), 0, []
     for _ in range(3 * KILLS):
-        kills += is_killed(document, folder, draw.uniform(0, min(9.0, 2 * first)), draw.uniform(0, 0.4))
+        kills += is_killed(document, folder, draw.uniform(0, 2 * first), draw.uniform(0, 0.4))
         seen.append(len(cells_in(folder)))
         if kills == KILLS:
             break
@@ -224,23 +224,22 @@ def test_what_a_killed_worker_left_is_removed(tiny: Path, tmp_path: Path, asked:
 def test_on_ray_a_lost_actor_loses_nothing(tiny: Path, tmp_path: Path) -> None:
     document = study(tiny, *(f"drop-mlp@{layer}" for layer in range(4)), compare={"num_prompts": 8})
     folder = tmp_path / "ray"
-    lost: list[tuple[int, int]] = []
+    cells_then: list[int] = []
 
     def kill_once() -> None:
-        """Note who was killed, and how many cells there were then."""
+        """Note how many cells there were then."""
         wait_until(actors)
-        wait_until(lambda: cells_in(folder))
         (actor,) = actors()
+        wait_until(lambda: cells_in(folder))
         actor.kill()
         psutil.wait_procs([actor], PATIENCE)
-        lost.append((actor.pid, len(cells_in(folder))))
+        cells_then.append(len(cells_in(folder)))
 
     killer = threading.Thread(target=kill_once)
     killer.start()
     found = sweep(document, folder, executor="ray", workers=1)
     killer.join()
-    ((_, cells_then),) = lost
-    assert 1 <= cells_then < 4
+    assert 1 <= cells_then[0] < 4
     assert found.info["cells"] == {"done": 4, "all": 4}
     assert_same(found, sweep(document, tmp_path / "local"))
     assert_whole(found, 4)
@@ -445,7 +444,6 @@ def test_a_task_without_its_data(
 ) -> None:
     import datasets
 
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     message = refusal(study(tiny, "drop-mlp@1", tasks=["arc_easy"]), tmp_path / "sweep")
@@ -507,8 +505,7 @@ def test_scores_and_verdicts_are_those_of_evaluate(tiny: Path, tmp_path: Path) -
         assert [line["use"] for line in lines] == list(USES)
         assert [{key: line[key] for key in record["verdicts"][0]} for line in lines] == record["verdicts"]
     assert {row["verdict"] for row in verdicts if row["use"] == "long-generation"} != {UNKNOWN}
-    by_use = {(row["use"], row["column"]): row for row in found.info["calibration"]}
-    assert by_use == {}  # nothing was compared, so nothing was predicted
+    assert found.info["calibration"] == []  # nothing was compared, so nothing was predicted
 
 
 def test_the_class_that_a_study_gives_shows_in_the_verdicts(tiny: Path, tmp_path: Path) -> None:

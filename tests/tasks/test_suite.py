@@ -135,7 +135,6 @@ def test_facts_have_answers_that_score() -> None:
         assert scoring.score_answer(item, [""]) == {"exact_match": 0}
 
 
-@pytest.mark.xfail(reason="fact-076 takes the monarch of its own question for an answer", strict=True)
 def test_no_answer_repeats_its_question() -> None:
     for item in items("core_facts"):
         words = set(re.findall(r"\w+", same(item["question"])))

@@ -90,7 +90,8 @@ def ratio_interval(totals: Float[np.ndarray, " P"], counts: Float[np.ndarray, " 
     ratios = (weights @ totals) / (weights @ counts)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(ratios, [tail, 1 - tail])
-    return Interval(float(totals.sum() / counts.sum()), float(low), float(high))
+    value = float(totals.sum() / counts.sum())
+    return Interval(value, min(float(low), value), max(float(high), value))
 
 
 def faithful_length(curve: Float[np.ndarray, " N"]) -> int:

@@ -262,8 +262,9 @@ class _Advising:
         if chosen is not None:
             recipes.insert(0, ("chosen", chosen.recipe))
         kl = {recipe: self._kl(search, recipe, texts) for _, recipe in recipes}
+        names = [prompt.prompt_id for prompt in prompts(CORE)]
         rows = [
-            {"recipe": recipe, "role": role, "prompt_id": str(text.prompt), "kl": value}
+            {"recipe": recipe, "role": role, "prompt_id": names[text.prompt], "kl": value}
             for role, recipe in recipes
             for text, value in zip(texts, kl[recipe], strict=True)
         ]
@@ -294,7 +295,12 @@ class _Advising:
         wanted = [("chosen", chosen.recipe if chosen else None), ("runner-up", runner_up.recipe if runner_up else None)]
         for role, recipe in (*wanted, ("cosine, same size", cosine)):
             if recipe is not None:
-                loss, number = loss_of(self.aim, search.dense_scores(own), search.measure(own, recipe).scored)
+                dense, scored = search.dense_scores(own), search.measure(own, recipe).scored
+                try:
+                    loss, number = loss_of(self.aim, dense, scored)
+                except PrunelensError as error:  # at chance on these items
+                    search.notes.append(f"on the items that the search did not see {error}")
+                    break
                 judged["held_out_use"].append({"role": role, "recipe": recipe, "loss": loss, "number": number})
         if chosen is not None:
             names = [name for name in CORE_TASKS if name not in self.bench.chosen.tasks]

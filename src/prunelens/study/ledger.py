@@ -47,7 +47,7 @@ class Ledger:
         path = self.folder / f"{key_of(question)}.json"
         try:
             return json.loads(path.read_text(encoding="utf-8"))["answer"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass
         if self._seconds is not None and self.spent > self._seconds:
             raise OutOfTimeError

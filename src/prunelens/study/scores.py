@@ -15,15 +15,19 @@ Values = np.ndarray
 def score_rows(dense: Sequence[Scored], compressed: Sequence[Scored]) -> list[dict[str, Any]]:
     """One record for each metric: the dense score and its chance level first, then what became of it.
 
-    Items that only one of the models has (a text too short for a ratio) are left out on both sides. A metric of
+    Items that only one of the models has (a text too short for a ratio) are left out on both sides, and a metric with
+    no item that both have is left out. A metric of
     both models together (the overlap of neighbours) has no dense score of its own: there it is 1.
     """
     own = {(scored.metric.task, scored.metric.name): scored for scored in compressed}
     found = []
     for scored in dense:
         other = own.get((scored.metric.task, scored.metric.name))
-        if other is not None:
-            found.append(_row(scored.metric, *paired_values(scored.values, other.values)))
+        if other is None:
+            continue
+        sides = paired_values(scored.values, other.values)
+        if len(sides[0]):
+            found.append(_row(scored.metric, *sides))
     return found
 
 

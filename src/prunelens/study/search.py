@@ -169,6 +169,7 @@ class Search:
             "ask": "tasks",
             "recipe": recipe,
             "tasks": list(bench.chosen.tasks),
+            "uses": bench.chosen.uses,
             "settings": asdict(bench.settings),
         }
         answer = self.ledger.ask(question, lambda: _stored(bench.measure(recipe, self.pruned(recipe).variant)))
@@ -177,7 +178,8 @@ class Search:
     def dense_scores(self, bench: Bench) -> list[Scored]:
         """Item scores of the dense model, from the ledger or measured now."""
         question = self.about | {"ask": "tasks", "recipe": "", "tasks": list(bench.chosen.tasks)}
-        answer = self.ledger.ask(question | {"settings": asdict(bench.settings)}, lambda: _stored(bench.dense_found))
+        question |= {"uses": bench.chosen.uses, "settings": asdict(bench.settings)}
+        answer = self.ledger.ask(question, lambda: _stored(bench.dense_found))
         return [_scored(one) for one in answer["scored"]]
 
     def sizes(self, recipe: str) -> tuple[float, float, float]:
@@ -243,7 +245,7 @@ def loss_of(aim: Aim, dense: Sequence[Scored], compressed: Sequence[Scored]) -> 
             f"the dense model is at chance on every task for {aim.use}, so that nothing can be kept of it; "
             "give other tasks with --tasks"
         )
-    return max(losses)
+    return max((round(loss, 9), words) for loss, words in losses)  # what is lost exactly is kept exactly
 
 
 def _loss(row: dict[str, Any], aim: Aim) -> tuple[float, str]:

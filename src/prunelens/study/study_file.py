@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import parse_recipe
+from prunelens.pruning.steps import MASKS
 from prunelens.study.evaluate import TaskSettings
 from prunelens.study.settings import Settings
 from prunelens.study.verdict import Thresholds
@@ -82,6 +83,16 @@ class Study(_Part):
             raise ValueError("expected a list of recipes")
         return tuple(recipe for item in given for recipe in _recipes(item))
 
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _lists(cls, given: Any) -> Any:
+        """A class without tasks is an empty list, one task is a list of one."""
+        if not isinstance(given, dict):
+            return given
+        return {
+            use: [names] if isinstance(names, str) else [] if names is None else names for use, names in given.items()
+        }
+
 
 class Cell(_Part):
     """One recipe with one seed; `key` names what made it."""
@@ -133,6 +144,8 @@ def _check(study: Study, name: str) -> None:
     if study.tasks is not None:
         parse_tasks(study.tasks)
     for seed in study.seeds:
+        if seed < 0:
+            raise PrunelensError(f"{name}: expected seeds of at least 0, found {seed}")
         study.evaluate.settings(seed).check()
         if study.compare is not None:
             study.compare.settings(seed).check()
@@ -148,15 +161,15 @@ def _recipes(item: Any) -> list[str]:
     for method, strengths in item.items():
         if not isinstance(strengths, list) or not strengths:
             raise ValueError(f"expected a list of strengths for {method}, such as [1, 2, 4], found {strengths!r}")
-        found += [f"{method}:{_strength(strength)}" for strength in strengths]
+        found += [f"{method}:{_strength(strength, method in MASKS)}" for strength in strengths]
     return found
 
 
-def _strength(strength: Any) -> str:
+def _strength(strength: Any, is_mask: bool) -> str:
     """YAML 1.1 reads 2:4 as 124, a number of base 60; such a strength has to be put in quotes."""
     if isinstance(strength, bool) or not isinstance(strength, int | float | str):
         raise ValueError(f"expected a strength such as 4, 0.5 or '2:4', found {strength!r}")
-    if isinstance(strength, int) and strength > 60:
+    if is_mask and isinstance(strength, int) and strength > 60:
         raise ValueError(f"found the strength {strength}; write a pattern such as 2:4 in quotes, '2:4'")
     return str(strength)
 
@@ -187,9 +200,10 @@ def cells_of(study: Study, fingerprint: str, texts: str) -> list[Cell]:
     Args:
         study: the study; its thresholds are no part of a cell, they are applied to what was measured.
         fingerprint: of the model's files.
-        texts: a hash of the prompts and of the calibration texts.
+        texts: a hash of the prompts, of the calibration texts and of the tasks' own files.
     """
     found = []
+    chosen = parse_tasks(study.tasks) if study.tasks is not None else None
     for recipe in study.recipes:
         for seed in study.seeds:
             name = str(parse_recipe(recipe))
@@ -199,8 +213,8 @@ def cells_of(study: Study, fingerprint: str, texts: str) -> list[Cell]:
                 "texts": texts,
                 "recipe": name,
                 "compare": asdict(study.compare.settings(seed)) if study.compare else None,
-                "evaluate": asdict(study.evaluate.settings(seed)),
-                "tasks": parse_tasks(study.tasks).tasks if study.tasks is not None else None,
+                "evaluate": asdict(study.evaluate.settings(seed)) if chosen else None,
+                "tasks": [chosen.tasks, chosen.uses] if chosen else None,
                 "dtype": study.dtype,
                 "device": study.device,
             }

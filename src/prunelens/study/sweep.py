@@ -24,7 +24,7 @@ from prunelens.study.sweep_tables import SCHEMAS, sweep_tables
 from prunelens.tasks.harness import Harness
 from prunelens.tasks.prompts import CORE, prompts
 from prunelens.tasks.retrieval import read_corpus
-from prunelens.tasks.suite import CORE_RETRIEVAL, is_retrieval, parse_tasks, retrieval_folder
+from prunelens.tasks.suite import CORE_TASKS, is_retrieval, parse_tasks, retrieval_folder, suite_folder
 
 SWEEP = Kind(
     "prunelens-sweep",
@@ -170,12 +170,8 @@ def _check_tasks(study: Study) -> None:
 
 
 def _texts_hash(study: Study) -> str:
-    """A hash of prompts, of calibration texts, of retrieval data, and of the classes that were given to tasks."""
+    """A hash of the prompts, of the calibration texts, and of the tasks' own files."""
     digest = hashlib.sha256()
-    if study.tasks is not None and (uses := parse_tasks(study.tasks).uses):
-        digest.update(json.dumps(uses).encode())
-    for name in parse_tasks(study.tasks).retrieval if study.tasks is not None else ():
-        digest.update(repr(read_corpus(Path(name))).encode() if name != CORE_RETRIEVAL else b"")
     if study.compare is not None:
         for text in prompts(study.compare.prompts, study.compare.num_prompts):
             digest.update(json.dumps([text.prompt_id, text.messages, text.options]).encode())
@@ -184,7 +180,21 @@ def _texts_hash(study: Study) -> str:
             digest.update(Path(study.calibration).read_bytes())
         except OSError as error:
             raise PrunelensError(f"expected calibration texts at {study.calibration}: {error.strerror}") from error
+    for path in _task_files(study):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _task_files(study: Study) -> list[Path]:
+    """The files of the tasks that are not the harness's: the core suite, and BEIR folders."""
+    if study.tasks is None:
+        return []
+    chosen = parse_tasks(study.tasks)
+    folders = [retrieval_folder(name) for name in chosen.retrieval]
+    if set(chosen.tasks) & set(CORE_TASKS):
+        folders.append(suite_folder() / "core")
+    wanted = (".yaml", ".jsonl", ".tsv", ".py")
+    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix in wanted]
 
 
 def _claim(folder: Path, study: Study) -> None:

@@ -84,7 +84,7 @@ def judge(
     compared: Record | None = None,
     thresholds: Thresholds | None = None,
 ) -> list[Verdict]:
-    """A verdict for every class: from the measured tasks where there are any, else predicted, else not measured.
+    """A verdict for every class: from the measured tasks where any were run, else predicted, else not measured.
 
     Args:
         dense: item scores of the dense model.
@@ -97,9 +97,10 @@ def judge(
     predicted = {verdict.use: verdict for verdict in predict(compared, limits)} if compared is not None else {}
     found = []
     for use in USES:
-        measured = _measured(use, dense, compressed, [row for row in rows if row["use"] == use], limits)
+        own = [row for row in rows if row["use"] == use]
+        measured = _measured(use, dense, compressed, own, limits)
         other = predicted.get(use)
-        found.append(other if measured.verdict == UNKNOWN and other and other.verdict != UNKNOWN else measured)
+        found.append(other if not own and other and other.verdict != UNKNOWN else measured)
     return found
 
 

@@ -90,7 +90,7 @@ def _by_use(given: Mapping[str, Sequence[str]]) -> Chosen:
             raise PrunelensError(f"expected a class of use of {', '.join(USES)}, found {use!r}{nearest(use, USES)}")
         if not names:
             raise PrunelensError(f"the class {use} has no task; name at least one, or leave the class out")
-        expanded = _expanded([names] if isinstance(names, str) else [str(name) for name in names])
+        expanded = _expanded([names] if isinstance(names, str) else [str(name).strip() for name in names])
         tasks += expanded
         uses |= dict.fromkeys(expanded, use)
     return Chosen(tuple(_expanded(tasks)), uses)

@@ -114,5 +114,5 @@ def score_long(dense: Model, texts: Sequence[LongText]) -> list[Scored]:
 
 def _thinks_on(dense: Model, text: LongText) -> bool:
     """Whether thinking was begun, by the prompt or by the model, and never closed."""
-    opened = dense.tokenizer.decode(text.prompt.token_ids).rpartition(CLOSE)[2].count(OPEN)
-    return opened + text.text.count(OPEN) > text.text.count(CLOSE)
+    whole: str = dense.tokenizer.decode(text.prompt.token_ids) + text.text
+    return whole.rfind(OPEN) > whole.rfind(CLOSE)
