@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from html.parser import HTMLParser
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,19 @@ KILLS = 10
 QUICK = {"num_prompts": 2, "max_new_tokens": 4}
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)<\u2044script>{{7*7}}<b>&amp;"
 CONTEXT = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    """Processes are forked with all that a sweep imports, whatever they were forked with in other tests."""
+    forkserver._forkserver._stop()
+    here = Path(__file__).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here, here.parent))))
+        CONTEXT.set_forkserver_preload(["prunelens.study.sweep", __name__])
+        forkserver.ensure_running()
+    yield
+    forkserver._forkserver._stop()
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +171,8 @@ def start_alone(document: dict[str, Any], folder: Path) -> Any:
     return process
 
 
-def seconds_to_first_cell(document: dict[str, Any], folder: Path) -> float:
-    """Run a sweep undisturbed."""
+def run_to_end(document: dict[str, Any], folder: Path) -> float:
+    """Run a sweep undisturbed; seconds until there was a cell."""
     process, start = start_alone(document, folder), time.monotonic()
     wait_until(lambda: cells_in(folder) or not process.is_alive())
     seconds = time.monotonic() - start
@@ -184,11 +198,10 @@ def is_killed(document: dict[str, Any], folder: Path, seconds: float, after_cell
 
 
 def test_a_sweep_killed_ten_times_ends_as_if_it_was_not(tiny: Path, tmp_path: Path) -> None:
-    CONTEXT.set_forkserver_preload(["prunelens.study.sweep"])
     drops = [f"drop-{part}@{layer}" for part in ("attention", "mlp", "block") for layer in range(4)]
     recipes = [*drops, *(f"magnitude:0.{tenth}" for tenth in range(1, 9)), "wanda:0.5", "drop-mlp:1", "magnitude:2:4"]
     document, folder = study(tiny, *recipes), tmp_path / "killed"
-    first = seconds_to_first_cell(document, tmp_path / "calm")
+    first = run_to_end(document, tmp_path / "calm")
     draw, kills, seen = random.Random(0), 0, []
     for _ in range(3 * KILLS):
         kills += is_killed(document, folder, draw.uniform(0, 2 * first), draw.uniform(0, 0.4))
@@ -199,14 +212,15 @@ def test_a_sweep_killed_ten_times_ends_as_if_it_was_not(tiny: Path, tmp_path: Pa
     assert seen == sorted(seen)
     assert 0 < seen[-1] <= len(recipes)
     kept = {path: path.stat().st_mtime_ns for path in cells_in(folder)}
-    found = sweep(document, folder)
-    assert_same(found, Sweep.open(tmp_path / "calm"))
-    assert_same(Sweep.open(folder), found)
-    assert found.info == Sweep.open(tmp_path / "calm").info
+    run_to_end(document, folder)
+    found, calm = Sweep.open(folder), Sweep.open(tmp_path / "calm")
+    assert_same(found, calm)
+    assert found.info == calm.info
+    assert found.page.read_bytes() == calm.page.read_bytes()
     assert found.info["cells"] == {"done": len(recipes), "all": len(recipes)}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert_whole(found, len(recipes))
-    assert_whole(Sweep.open(tmp_path / "calm"), len(recipes))
+    assert_whole(calm, len(recipes))
 
 
 def test_what_a_killed_worker_left_is_removed(tiny: Path, tmp_path: Path, asked: list[Cell]) -> None:

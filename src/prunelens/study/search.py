@@ -100,7 +100,7 @@ class Search:
             kl = answer[wanted.index(best)]
             drop |= Drop(**{best[0]: frozenset([best[1]])})
             left.remove(best)
-            tried = self._judge(recipe_of(drop), "drops", len(drop.attention) + len(drop.mlp))
+            tried = self._judge(recipe_of(drop), "drops", float(_count(drop)))
             tried.kl = kl
             failed = 0 if tried.keeps else failed + 1
 
@@ -156,9 +156,9 @@ class Search:
         return values
 
     def _judge(self, recipe: str, family: str, size: float) -> Tried:
-        asked = self.measure(self.bench, recipe)
-        loss, number = loss_of(self.aim, self.dense_scores(self.bench), asked.scored)
         sizes = self.sizes(recipe)
+        asked = self.measure(self.bench, recipe)  # last, so that what was measured is judged when the time ends
+        loss, number = loss_of(self.aim, self.dense_scores(self.bench), asked.scored)
         tried = Tried(recipe, family, float(size), *sizes, loss, loss <= 1, number)
         self.tried.append(tried)
         return tried
@@ -245,7 +245,7 @@ def loss_of(aim: Aim, dense: Sequence[Scored], compressed: Sequence[Scored]) -> 
             f"the dense model is at chance on every task for {aim.use}, so that nothing can be kept of it; "
             "give other tasks with --tasks"
         )
-    return max((round(loss, 9), words) for loss, words in losses)  # what is lost exactly is kept exactly
+    return max((round(loss, 9), words) for loss, words in losses)  # rounding breaks no tie with 1
 
 
 def _loss(row: dict[str, Any], aim: Aim) -> tuple[float, str]:

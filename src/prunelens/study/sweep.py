@@ -24,7 +24,14 @@ from prunelens.study.sweep_tables import SCHEMAS, sweep_tables
 from prunelens.tasks.harness import Harness
 from prunelens.tasks.prompts import CORE, prompts
 from prunelens.tasks.retrieval import read_corpus
-from prunelens.tasks.suite import CORE_TASKS, is_retrieval, parse_tasks, retrieval_folder, suite_folder
+from prunelens.tasks.suite import (
+    CORE_RETRIEVAL,
+    CORE_TASKS,
+    is_retrieval,
+    parse_tasks,
+    retrieval_folder,
+    suite_folder,
+)
 
 SWEEP = Kind(
     "prunelens-sweep",
