@@ -157,7 +157,7 @@ def test_a_failed_answer_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    with pytest.raises(PrunelensError, match="cannot be kept in .*file"):
+    with pytest.raises(PrunelensError, match=r"cannot be kept in .*file"):
         Ledger(tmp_path / "file").ask({"place": 0}, Answers(1))
 
 
@@ -278,7 +278,7 @@ def test_recipes_name_parts_in_order_of_depth() -> None:
 def search(dense: Model, tmp_path: Path) -> Search:
     """A search that has not begun."""
     bench = Bench(dense, parse_tasks({USE: ["core_long"]}), TaskSettings(limit=2, long_tokens=4, subset="search"))
-    return Search(dense, bench, Aim(USE), Ledger(tmp_path), [], lambda: [], {"fingerprint": "f"}, silent)
+    return Search(dense, bench, Aim(USE), Ledger(tmp_path), [], list, {"fingerprint": "f"}, silent)
 
 
 def judging(search: Search, keeps: Callable[[str], bool]) -> list[str]:
@@ -634,7 +634,7 @@ def test_advice_opens_again_and_has_its_page(undisturbed: tuple[Advice, int]) ->
     assert (again.recipe, again.page) == (found.recipe, found.page)
     assert again._repr_html_() == found._repr_html_()
     assert render_again(found.folder) == page
-    with pytest.raises(PrunelensError, match="expected an? advice|expected advice"):
+    with pytest.raises(PrunelensError, match=r"expected an? advice \(a folder with run.json\)"):
         Advice.open(found.folder.parent)
 
 
@@ -670,7 +670,12 @@ def test_a_stopped_search_goes_on(
     undisturbed: tuple[Advice, int], dense: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, asked = undisturbed
-    folder = copied(undisturbed, tmp_path / "search", lambda one: one.get("settings", {}).get("subset") == "held-out")
+
+    def wanted(question: dict[str, Any]) -> bool:  # what takes long and comes before or after the drops
+        masked = question.get("recipe", "").startswith("wanda") or question["ask"] in ("calibration", "ranking")
+        return masked or question.get("settings", {}).get("subset") == "held-out"
+
+    folder = copied(undisturbed, tmp_path / "search", wanted)
     known = len(list((folder / "answers").iterdir()))
     whole, steps = Search._damage, []
 

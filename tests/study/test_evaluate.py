@@ -257,7 +257,7 @@ def test_a_stored_evaluation_opens_again(itself: Evaluation, tmp_path: Path) -> 
     (tmp_path / "mine" / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(PrunelensError, match="mine"):
         itself.report(tmp_path / "mine")
-    with pytest.raises(PrunelensError, match="expected an? evaluation"):
+    with pytest.raises(PrunelensError, match=r"expected an? evaluation"):
         Evaluation.open(tmp_path / "mine")
     assert (tmp_path / "mine" / "notes.txt").read_text(encoding="utf-8") == "mine"
 

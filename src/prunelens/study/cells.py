@@ -25,7 +25,7 @@ from prunelens.study.study_file import Cell, Study
 from prunelens.tasks.prompts import encode, prompts
 from prunelens.tasks.suite import parse_tasks
 
-CELL = "cell.json"
+CELLS, CELL = "cells", "cell.json"
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,12 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def cell_folder(folder: Path, cell: Cell) -> Path:
     """Where a cell lies."""
-    return folder / "cells" / cell.key
+    return folder / CELLS / cell.key
 
 
 def _is_cell(folder: Path) -> bool:
-    return (folder / CELL).is_file()
+    """Everything in the folder of cells is this sweep's own, half a cell too."""
+    return folder.parent.name == CELLS
 
 
 def keep_error(folder: Path, cell: Cell, error: str, traceback: str | None) -> None:

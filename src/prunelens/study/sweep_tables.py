@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import Recipe, parse_recipe
 from prunelens.pruning.steps import DROPS, MASKS, MaskStep, QuantizeStep
 from prunelens.spaces.ranks import rank_correlation
-from prunelens.study.cells import read_cell, read_parts
+from prunelens.study.cells import cell_folder, read_cell, read_parts
 from prunelens.study.scores import score_rows
 from prunelens.study.store import Run
 from prunelens.study.study_file import Cell, Study
@@ -108,7 +109,12 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
         if "error" in record:
             rows["cells"].append(about | {"status": "failed", "error": record["error"]})
             continue
-        compared, evaluated = read_parts(folder, cell)
+        try:
+            compared, evaluated = read_parts(folder, cell)
+        except PrunelensError as error:
+            again = f"{error}; remove {cell_folder(folder, cell)} and run the sweep again"
+            rows["cells"].append(about | {"status": "failed", "error": again})
+            continue
         dense = dense or _dense(compared or evaluated)
         summary = compared.info["summary"][0] if compared else None
         rows["cells"].append(about | {"status": "done"} | _numbers(record, summary))
@@ -221,12 +227,16 @@ def _scored(run: Run, model: str, rows: Sequence[Mapping[str, Any]]) -> list[Sco
 def _summary(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
     """One record for each cell: what it saves, its damage, and its verdicts by class."""
     found = []
+    several = len({cell["seed"] for cell in rows["cells"]}) > 1
     for cell in rows["cells"]:
         lines = [line for line in rows["verdicts"] if line["key"] == cell["key"]]
         found.append(
             {name: cell.get(name) for name in ("key", "recipe", "seed", "kind", "status", "error")}
             | {name: cell.get(name) for name in ("bytes_saved", "parameters_saved", "zeros", "kl")}
-            | {"compressed": cell["recipe"], "verdicts": lines}
+            | {
+                "compressed": f"{cell['recipe']} (seed {cell['seed']})" if several else cell["recipe"],
+                "verdicts": lines,
+            }
         )
     return found
 

@@ -107,6 +107,8 @@ def _expanded(names: Sequence[str]) -> list[str]:
     for name in found:
         if found.count(name) > 1:
             raise PrunelensError(f"the task {name} is given twice; name each once")
+        if Path(name).is_dir() and name not in CORE_TASKS and not is_retrieval(name):
+            raise PrunelensError(f"expected a retrieval folder with corpus.jsonl, found none in {name}")
         if name.startswith("core_") and name not in CORE_TASKS:
             raise PrunelensError(f"there is no task {name!r}{nearest(name, CORE_TASKS)}")
     return found
