@@ -535,7 +535,6 @@ def test_what_servers_leave_out(for_servers: Model) -> None:
         assert "--format nemotron-nas" in loads_where(recipe, for_servers)
 
 
-@pytest.mark.xfail(reason="what is dropped and whether it is quantised is not looked at", strict=True)
 @pytest.mark.parametrize("recipe", ["drop-attention@0", "drop-mlp@1+quantize:int8"])
 def test_a_layout_that_prune_refuses_is_not_advised(for_servers: Model, recipe: str) -> None:
     assert "nemotron-nas" not in loads_where(recipe, for_servers)

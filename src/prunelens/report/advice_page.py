@@ -138,7 +138,7 @@ def path_figure(tried: list[Row], aim: Row) -> Figure | None:
     families = list(dict.fromkeys(row["family"] for row in tried))
     if not families:
         return None
-    panels = []
+    panels, lost = [], 100 * (1 - aim["keep"])
     for title, quantity, column, wanted in (
         ("Drops and formats", "bytes saved, %", "bytes_saved", [one for one in families if one != "masks"]),
         ("Masks", "zeros in the blocks' matrices, %", "zeros", [one for one in families if one == "masks"]),
@@ -155,9 +155,8 @@ def path_figure(tried: list[Row], aim: Row) -> Figure | None:
             panels.append(Panel(title, draw(traces, layout), height=300))
     return Figure(
         f"The search for {aim['use']}",
-        f"Each point is one recipe. At or below 1 it keeps the use: at most {100 * (1 - aim['keep']):.3g} % of the "
-        f"score lost; for long texts at most {2 * (1 - aim['keep']):.2g} nats per token and as many points of "
-        "looping texts.",
+        f"Each point is one recipe. At or below 1 it keeps the use: at most {lost:.3g} % of the score lost; for long texts "
+        f"at most {lost / 50:.2g} nats per token and {lost:.3g} points more of looping texts.",
         tuple(panels),
         keys=tuple(Key("dot", look(place, "").colour, family) for place, family in enumerate(families)),
         across=2,

@@ -116,7 +116,10 @@ def differences_figure(summary: list[Record]) -> Figure | None:
         "A mark on the line in the middle is a tie with the dense model; for loops and excess NLL right is worse, for "
         "all else left is worse.",
         tuple(panels),
-        keys=tuple(Key("dot", look(index, "").colour, record["compressed"]) for index, record in enumerate(summary)),
+        keys=tuple(
+            Key("dot", look(index, "").colour, shorten(record["compressed"], 48))
+            for index, record in enumerate(summary)
+        ),
     )
 
 

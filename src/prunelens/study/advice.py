@@ -33,7 +33,9 @@ SCHEMAS = {
 }
 """`tried`: what the search measured; `held_out`: mean KL on each prompt that the search did not see."""
 
-ADVICE = Kind("prunelens-advice", 1, SCHEMAS, ("dense", "aim", "chosen", "held_out", "verdicts"), "advice", "advise")
+ADVICE = Kind(
+    "prunelens-advice", 1, SCHEMAS, ("dense", "aim", "chosen", "held_out", "verdicts"), "advice folder", "advise"
+)
 
 
 class Advice:

@@ -1,5 +1,6 @@
 """Find the strongest recipe that keeps a use, hold it against cosine and chance, and say what it breaks."""
 
+import copy
 import json
 import time
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from prunelens.errors import PrunelensError
 from prunelens.models.cache import write_whole
 from prunelens.models.loading import Model, load
 from prunelens.models.nemotron_nas import check as check_nemotron_nas
+from prunelens.models.record import KEY as RECORD
+from prunelens.models.record import record_of
 from prunelens.models.surgery import Drop
 from prunelens.pruning.importance import Ranking, choose, rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
@@ -46,6 +49,7 @@ TEXT_TOKENS = 32
 SEARCH_SHARE = 0.65
 """Share of the budget after which the search stops, so that the rest serves to check what it found."""
 MARK = "advice.json"
+SERVED = "saved with --format nemotron-nas, vLLM, SGLang and llama.cpp leave them out"
 ZEROED = "single sublayers: plain transformers and vLLM load it with zeros in their place, no smaller and no faster"
 
 
@@ -334,8 +338,9 @@ def _runner_up(ranked: Sequence[Tried]) -> Tried | None:
 
 def loads_where(recipe: str, model: Model) -> str:
     """Where a checkpoint of the recipe loads, and whether it is smaller there."""
+    steps = parse_recipe(recipe).steps
     said = []
-    for step in parse_recipe(recipe).steps:
+    for step in steps:
         if isinstance(step, MaskStep):
             said.append("the zeros of a mask are plain weights: transformers and vLLM load it, no smaller, no faster")
         elif isinstance(step, QuantizeStep):
@@ -343,15 +348,21 @@ def loads_where(recipe: str, model: Model) -> str:
         elif isinstance(step, Step) and step.kinds == ("block",):
             said.append("whole blocks are cut: plain transformers and vLLM load it, smaller and faster")
         elif isinstance(step, Step):
-            said.append(_single(model))
+            served = not any(isinstance(other, QuantizeStep) for other in steps) and _is_served(step, model)
+            said.append(f"{ZEROED}; {SERVED if served else 'prunelens leaves them out'}")
         else:
             said.append("fewer experts: plain transformers loads it, smaller")
     return "; ".join(said)
 
 
-def _single(model: Model) -> str:
+def _is_served(step: Step, model: Model) -> bool:
+    """Whether the layout of `prune --format nemotron-nas` can express these named drops."""
+    if step.at is None:
+        return False
+    config = copy.deepcopy(model.network.config)
+    setattr(config, RECORD, record_of(choose(step, model, None, Drop()), str(step)))
     try:
-        check_nemotron_nas(model.network.config)
+        check_nemotron_nas(config)
     except PrunelensError:
-        return f"{ZEROED}; prunelens leaves them out"
-    return f"{ZEROED}; saved with --format nemotron-nas, vLLM, SGLang and llama.cpp leave them out"
+        return False
+    return True

@@ -78,6 +78,8 @@ class TaskSettings:
             raise PrunelensError(f"expected --limit of at least 2 items, found {self.limit}")
         if self.batch_size < 1 or self.long_tokens < 1:
             raise PrunelensError("expected --batch-size and --long-tokens of at least 1")
+        if self.seed < 0:
+            raise PrunelensError(f"expected a seed of at least 0, found {self.seed}")
         if self.subset not in SUBSETS:
             raise PrunelensError(f"expected a subset of {', '.join(SUBSETS)}, found {self.subset!r}")
         if self.pooling not in POOLINGS:
@@ -144,7 +146,7 @@ class Bench:
         chosen = self.settings
         with variant.running() as model:
             return self._harness.run(
-                model,
+                self._with_tokenizer(model),
                 name,
                 self.reporter,
                 chosen.subset,
@@ -153,6 +155,10 @@ class Bench:
                 chosen.chat_template,
                 label,
             )
+
+    def _with_tokenizer(self, model: Model) -> Model:
+        """A compressed checkpoint may lack the tokenizer that it shares with the dense model."""
+        return model if model.tokenizer is not None else replace(model, tokenizer=self.dense.tokenizer)
 
     def _write(self, label: str, variant: Variant) -> list[LongText]:
         chosen = self.settings
@@ -163,7 +169,7 @@ class Bench:
         corpus, chosen = self._corpora[name], self.settings
         advance = self.reporter(f"{label}: {name}", len(corpus.passages) + len(corpus.queries))
         with variant.running() as model:
-            found = retrieve(model, corpus, chosen.pooling, chosen.batch_size, advance)
+            found = retrieve(self._with_tokenizer(model), corpus, chosen.pooling, chosen.batch_size, advance)
         reference = self._retrieved.setdefault(name, found)
         values = {
             Metric(name, "ndcg_at_10", "retrieval", _guessed_ndcg(corpus), decides="kept"): found.ndcg,

@@ -13,7 +13,7 @@ from prunelens.study.evaluate import Bench, Found
 from prunelens.study.ledger import Ledger
 from prunelens.study.scores import score_rows
 from prunelens.study.settings import Reporter
-from prunelens.tasks.suite import Metric, Scored
+from prunelens.tasks.suite import Metric, Scored, files_hash
 from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.greedy_drop import Part, damage_of_drops
 
@@ -170,6 +170,7 @@ class Search:
             "recipe": recipe,
             "tasks": list(bench.chosen.tasks),
             "uses": bench.chosen.uses,
+            "files": files_hash(bench.chosen),
             "settings": asdict(bench.settings),
         }
         answer = self.ledger.ask(question, lambda: _stored(bench.measure(recipe, self.pruned(recipe).variant)))
@@ -178,7 +179,7 @@ class Search:
     def dense_scores(self, bench: Bench) -> list[Scored]:
         """Item scores of the dense model, from the ledger or measured now."""
         question = self.about | {"ask": "tasks", "recipe": "", "tasks": list(bench.chosen.tasks)}
-        question |= {"uses": bench.chosen.uses, "settings": asdict(bench.settings)}
+        question |= {"uses": bench.chosen.uses, "settings": asdict(bench.settings), "files": files_hash(bench.chosen)}
         answer = self.ledger.ask(question, lambda: _stored(bench.dense_found))
         return [_scored(one) for one in answer["scored"]]
 

@@ -27,6 +27,11 @@ class Kind:
     what: str
     command: str
 
+    @property
+    def article(self) -> str:
+        """`a` or `an`."""
+        return "an" if self.what[0] in "aeiou" else "a"
+
     def is_here(self, folder: Path) -> bool:
         """Whether the folder holds a result of this kind."""
         return format_of(folder) == self.format
@@ -121,7 +126,7 @@ def read_run(folder: Path, kind: Kind = RUN) -> Run:
     """
     again = f"run {kind.command} again"
     if not kind.is_here(folder):
-        raise PrunelensError(f"expected a {kind.what} (a folder with run.json) at {folder}, found none")
+        raise PrunelensError(f"expected {kind.article} {kind.what} (a folder with run.json) at {folder}, found none")
     try:
         info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if info["format_version"] != kind.version:

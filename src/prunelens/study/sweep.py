@@ -24,14 +24,7 @@ from prunelens.study.sweep_tables import SCHEMAS, sweep_tables
 from prunelens.tasks.harness import Harness
 from prunelens.tasks.prompts import CORE, prompts
 from prunelens.tasks.retrieval import read_corpus
-from prunelens.tasks.suite import (
-    CORE_RETRIEVAL,
-    CORE_TASKS,
-    is_retrieval,
-    parse_tasks,
-    retrieval_folder,
-    suite_folder,
-)
+from prunelens.tasks.suite import CORE_RETRIEVAL, files_hash, is_retrieval, parse_tasks, retrieval_folder
 
 SWEEP = Kind(
     "prunelens-sweep",
@@ -187,21 +180,9 @@ def _texts_hash(study: Study) -> str:
             digest.update(Path(study.calibration).read_bytes())
         except OSError as error:
             raise PrunelensError(f"expected calibration texts at {study.calibration}: {error.strerror}") from error
-    for path in _task_files(study):
-        digest.update(path.read_bytes())
+    if study.tasks is not None:
+        digest.update(files_hash(parse_tasks(study.tasks)).encode())
     return digest.hexdigest()
-
-
-def _task_files(study: Study) -> list[Path]:
-    """The files of the tasks that are not the harness's: the core suite, and BEIR folders."""
-    if study.tasks is None:
-        return []
-    chosen = parse_tasks(study.tasks)
-    folders = [retrieval_folder(name) for name in chosen.retrieval]
-    if set(chosen.tasks) & set(CORE_TASKS):
-        folders.append(suite_folder() / "core")
-    wanted = (".yaml", ".jsonl", ".tsv", ".py")
-    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix in wanted]
 
 
 def _claim(folder: Path, study: Study) -> None:

@@ -1,5 +1,6 @@
 """Which tasks there are: the core suite, tasks of lm-evaluation-harness by name, and BEIR folders."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -147,3 +148,15 @@ def long_items(subset: str = "all", limit: int | None = None) -> list[dict[str, 
     """The prompts of core_long: `id`, `kind`, `prompt`."""
     lines = (suite_folder() / "core" / f"{CORE_LONG}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(lines[index]) for index in in_subset(len(lines), subset, limit)]
+
+
+def files_hash(chosen: Chosen) -> str:
+    """A hash of the files behind the tasks that are not the harness's own: the core suite, and BEIR folders."""
+    folders = [retrieval_folder(name) for name in chosen.retrieval]
+    if set(chosen.tasks) & set(CORE_TASKS):
+        folders.append(suite_folder() / "core")
+    digest = hashlib.sha256()
+    for path in (path for folder in folders for path in sorted(folder.rglob("*"))):
+        if path.suffix in (".yaml", ".jsonl", ".tsv", ".py"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
