@@ -155,8 +155,8 @@ def path_figure(tried: list[Row], aim: Row) -> Figure | None:
             panels.append(Panel(title, draw(traces, layout), height=300))
     return Figure(
         f"The search for {aim['use']}",
-        f"Each point is one recipe. At or below 1 it keeps the use: at most {lost:.3g} % of the score lost; for long texts "
-        f"at most {lost / 50:.2g} nats per token and {lost:.3g} points more of looping texts.",
+        f"Each point is one recipe. At or below 1 it keeps the use: at most {lost:.3g} % of the score lost; for long "
+        f"texts at most {lost / 50:.2g} nats per token and {lost:.3g} points more of looping texts.",
         tuple(panels),
         keys=tuple(Key("dot", look(place, "").colour, family) for place, family in enumerate(families)),
         across=2,
