@@ -633,7 +633,7 @@ def test_advice_opens_again_and_has_its_page(undisturbed: tuple[Advice, int]) ->
     assert (again.recipe, again.page) == (found.recipe, found.page)
     assert again._repr_html_() == found._repr_html_()
     assert render_again(found.folder) == page
-    with pytest.raises(PrunelensError, match=r"expected an? advice \(a folder with run.json\)"):
+    with pytest.raises(PrunelensError, match=r"expected an advice folder \(a folder with run.json\)"):
         Advice.open(found.folder.parent)
 
 

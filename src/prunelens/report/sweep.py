@@ -10,23 +10,33 @@ from prunelens.errors import printable
 from prunelens.report.evaluation import COLOURS
 from prunelens.tasks.suite import USES
 
+SHORT = {"multiple-choice": "choice", "short-generation": "short", "long-generation": "long"}
+
 
 def print_sweep(info: dict[str, Any]) -> None:
     """Every cell with what it saves, its KL and its verdicts; then what the forecasts were worth."""
     console = Console()
-    table = Table(title=Text(f"{printable(info['study']['model'])}: {info['cells']['done']} of {info['cells']['all']}"))
-    for title in ("recipe", "seed", "bytes saved", "zeros", "KL", *USES):
-        table.add_column(title, justify="right" if title in ("seed", "bytes saved", "zeros", "KL") else "left")
+    several = len(info["study"]["seeds"]) > 1
+    title = f"{printable(info['study']['model'])}: {info['cells']['done']} of {info['cells']['all']} cells"
+    table = Table(title=Text(title), caption="saved: bytes of the weights; a mask saves none and leaves zeros")
+    numbers = (*(["seed"] if several else []), "saved", "KL")
+    for heading in ("recipe", *numbers, *(SHORT.get(use, use) for use in USES)):
+        table.add_column(heading, justify="right" if heading in numbers else "left", no_wrap=heading in numbers)
     for record in info["summary"]:
-        name = Text(printable(record["recipe"]), overflow="fold")
-        if record["status"] == "failed":
-            table.add_row(name, str(record["seed"]), Text(f"failed: {printable(record['error'])}", "red"))
-            continue
-        kl = "" if record["kl"] is None else f"{record['kl']:.3f}"
-        lines = [Text(line["verdict"], COLOURS.get(line["verdict"], "dim")) for line in record["verdicts"]]
-        shares = (f"{100 * record[share]:.1f} %" for share in ("bytes_saved", "zeros"))
-        table.add_row(name, str(record["seed"]), *shares, kl, *lines)
+        seed = [str(record["seed"])] if several else []
+        table.add_row(Text(printable(record["recipe"]), overflow="fold"), *seed, *_cells(record))
     console.print(table)
+    for record in info["summary"]:
+        if record["status"] == "failed":
+            console.print(Text(f"{printable(record['recipe'])} failed: {printable(record['error'])}", "red"))
     for item in info["calibration"]:
         rho = "undefined" if item["rho"] is None else f"{item['rho']:.2f}"
-        console.print(f"{item['use']}, forecast from {item['name']}: rank correlation {rho} over {item['n']} cells")
+        console.print(Text(f"{item['use']} from {item['name']}: rank correlation {rho}, {item['n']} cells"))
+
+
+def _cells(record: dict[str, Any]) -> list[str | Text]:
+    if record["status"] == "failed":
+        return [Text("failed", "red")]
+    saved = f"{100 * record['bytes_saved']:.1f} %" if record["bytes_saved"] > 0 else f"{100 * record['zeros']:.0f} % 0s"
+    kl = "" if record["kl"] is None else f"{record['kl']:.3f}"
+    return [saved, kl, *[Text(line["verdict"], COLOURS.get(line["verdict"], "dim")) for line in record["verdicts"]]]

@@ -12,14 +12,16 @@ from prunelens.report.payload import script_json
 from prunelens.report.wording import number, percent
 from prunelens.study.store import Run
 from prunelens.study.sweep_tables import is_drop, is_mask, use_loss
-from prunelens.tasks.suite import USES
 
+LOOPS = "long-generation, loops"
 QUANTITY = {
     "retrieval": "share of the dense score kept, %",
     "multiple-choice": "share of the dense score kept, %",
     "short-generation": "share of the dense score kept, %",
     "long-generation": "excess NLL, nats per token",
+    LOOPS: "looping texts beyond the dense model's, points",
 }
+"""What each panel of damage against size shows."""
 
 Row = Mapping[str, Any]
 
@@ -104,15 +106,15 @@ def _size_figure(
 ) -> Figure | None:
     kinds = list(dict.fromkeys(cell["kind"] for cell in cells))
     panels = []
-    for use in USES:
+    for title, unit in QUANTITY.items():
         traces = [
             trace
             for place, kind in enumerate(kinds)
-            if (trace := _curve(rows, [cell for cell in cells if cell["kind"] == kind], use, column, look(place, kind)))
+            if (trace := _curve(rows, [one for one in cells if one["kind"] == kind], title, column, look(place, kind)))
         ]
         if traces:
-            layout = {"xaxis": axis(quantity), "yaxis": axis(QUANTITY[use]), "showlegend": False}
-            panels.append(Panel(use, draw(traces, layout), height=280))
+            layout = {"xaxis": axis(quantity), "yaxis": axis(unit), "showlegend": False}
+            panels.append(Panel(title, draw(traces, layout), height=280))
     if not panels:
         return None
     return Figure(
@@ -129,9 +131,8 @@ def _curve(
 ) -> dict[str, Any] | None:
     points = []
     for cell in cells:
-        loss = use_loss(rows, cell["key"], use)
-        if loss is not None and cell[column] is not None:
-            value = loss if use == "long-generation" else 100 * (1 - loss)
+        value = _shown(rows, cell["key"], use)
+        if value is not None and cell[column] is not None:
             points.append((100 * cell[column], value, cell["recipe"]))
     if not points:
         return None
@@ -147,6 +148,15 @@ def _curve(
         "marker": {"symbol": style.symbol, "size": 8},
         "hovertemplate": "%{text}: %{y:.3g}<extra></extra>",
     }
+
+
+def _shown(rows: Mapping[str, Sequence[Row]], key: str, title: str) -> float | None:
+    """The value of a cell in a panel."""
+    if title == LOOPS:
+        found = [row["difference"] for row in rows["scores"] if row["key"] == key and row["decides"] == "loops"]
+        return 100 * sum(found) / len(found) if found else None
+    loss = use_loss(rows, key, title)
+    return loss if loss is None or title == "long-generation" else 100 * (1 - loss)
 
 
 def calibration_figure(found: Sequence[Row]) -> Figure | None:
