@@ -29,8 +29,9 @@ from prunelens.pruning.recipe import parse_recipe
 from prunelens.report.advice_page import render_advice
 from prunelens.report.again import render_again
 from prunelens.study.advice import Advice
-from prunelens.study.advise import advise, loads_where
-from prunelens.study.evaluate import Bench, TaskSettings
+from prunelens.study.advise import advise
+from prunelens.study.bench import Bench, TaskSettings
+from prunelens.study.deployment import loads_where
 from prunelens.study.held_out import NUM_RANDOM, compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
 from prunelens.study.ledger import Ledger, OutOfTimeError
 from prunelens.study.search import (

@@ -18,7 +18,8 @@ from oracle import zeroed
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, wrap
 from prunelens.report.again import render_again
-from prunelens.study.evaluate import _guessed_ndcg, _guessed_recall, evaluate
+from prunelens.study.bench import _guessed_ndcg, _guessed_recall
+from prunelens.study.evaluate import evaluate
 from prunelens.study.evaluation import Evaluation
 from prunelens.study.verdict import Thresholds
 from prunelens.tasks.retrieval import Corpus, score

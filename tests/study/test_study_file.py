@@ -10,7 +10,7 @@ import yaml
 
 from prunelens.errors import PrunelensError
 from prunelens.models.identify import identify
-from prunelens.study.evaluate import TaskSettings
+from prunelens.study.bench import TaskSettings
 from prunelens.study.settings import Settings
 from prunelens.study.study_file import Asking, Cell, Comparing, Study, cells_of, key_of, parse_study, read_study
 from prunelens.study.verdict import Thresholds

@@ -29,20 +29,11 @@ from prunelens.report.sweep_page import render_sweep
 from prunelens.study.cells import CELL
 from prunelens.study.evaluate import evaluate
 from prunelens.study.executors import EXECUTORS, Outcome, run_local
+from prunelens.study.forecasts import PREDICTIONS, alike, calibration, use_loss
 from prunelens.study.store import RUN, Run, read_run, write_run
 from prunelens.study.study_file import Cell
 from prunelens.study.sweep import SWEEP, Sweep, sweep
-from prunelens.study.sweep_tables import (
-    CELL_NUMBERS,
-    PREDICTIONS,
-    SCHEMAS,
-    _kind,
-    alike,
-    calibration,
-    is_drop,
-    is_mask,
-    use_loss,
-)
+from prunelens.study.sweep_tables import CELL_NUMBERS, SCHEMAS, _kind, is_drop, is_mask
 from prunelens.study.verdict import SAFE, UNKNOWN
 from prunelens.tasks.suite import USES
 

@@ -10,8 +10,9 @@ from prunelens.report.evaluation_page import rules, task_environment
 from prunelens.report.figures import INK, Figure, Key, Look, Panel, axis, draw, look, plot_text
 from prunelens.report.payload import script_json
 from prunelens.report.wording import number, percent
+from prunelens.study.forecasts import use_loss
 from prunelens.study.store import Run
-from prunelens.study.sweep_tables import is_drop, is_mask, use_loss
+from prunelens.study.sweep_tables import is_drop, is_mask
 
 LOOPS = "long-generation, loops"
 QUANTITY = {

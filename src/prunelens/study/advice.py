@@ -1,11 +1,10 @@
 """The result of a search for the strongest recipe that keeps a use."""
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from prunelens.study.store import Kind, Run, read_run
+from prunelens.study.store import Kind, Result, Run, read_run
 
 SCHEMAS = {
     "tried": pa.schema(
@@ -38,7 +37,7 @@ ADVICE = Kind(
 )
 
 
-class Advice:
+class Advice(Result):
     """The strongest recipe found that keeps a use, what it was held against, and what it breaks.
 
     Attributes:
@@ -48,7 +47,8 @@ class Advice:
     """
 
     def __init__(self, run: Run, folder: Path) -> None:
-        self._run, self.folder = run, folder
+        super().__init__(run)
+        self.folder = folder
 
     @classmethod
     def open(cls, folder: str | Path) -> "Advice":
@@ -58,16 +58,6 @@ class Advice:
             PrunelensError: none there, or damaged.
         """
         return cls(read_run(Path(folder), ADVICE), Path(folder))
-
-    @property
-    def tables(self) -> dict[str, pa.Table]:
-        """Arrow tables by name."""
-        return self._run.tables
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """The content of run.json."""
-        return self._run.info
 
     @property
     def recipe(self) -> str | None:

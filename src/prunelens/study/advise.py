@@ -1,6 +1,5 @@
 """Find the strongest recipe that keeps a use, hold it against cosine and chance, and say what it breaks."""
 
-import copy
 import json
 import time
 from collections.abc import Sequence
@@ -14,15 +13,13 @@ import pyarrow as pa
 from prunelens.errors import PrunelensError
 from prunelens.models.cache import write_whole
 from prunelens.models.loading import Model, load
-from prunelens.models.nemotron_nas import check as check_nemotron_nas
-from prunelens.models.record import KEY as RECORD
-from prunelens.models.record import record_of
 from prunelens.models.surgery import Drop
 from prunelens.pruning.importance import Ranking, choose, rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.pruning.steps import MaskStep, QuantizeStep, Step
+from prunelens.pruning.steps import Step
 from prunelens.study.advice import ADVICE, SCHEMAS, Advice
-from prunelens.study.evaluate import Bench, TaskSettings
+from prunelens.study.bench import Bench, TaskSettings
+from prunelens.study.deployment import loads_where
 from prunelens.study.held_out import compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
 from prunelens.study.ledger import Ledger, OutOfTimeError
 from prunelens.study.prune import calibration_texts
@@ -49,8 +46,6 @@ TEXT_TOKENS = 32
 SEARCH_SHARE = 0.65
 """Share of the budget after which the search stops, so that the rest serves to check what it found."""
 MARK = "advice.json"
-SERVED = "saved with --format nemotron-nas, vLLM, SGLang and llama.cpp leave them out"
-ZEROED = "single sublayers: plain transformers and vLLM load it with zeros in their place, no smaller and no faster"
 
 
 def advise(
@@ -334,35 +329,3 @@ def _runner_up(ranked: Sequence[Tried]) -> Tried | None:
     """The strongest of another family, else the next strongest."""
     others = [one for one in ranked[1:] if one.family != ranked[0].family]
     return next(iter([*others, *ranked[1:]]), None)
-
-
-def loads_where(recipe: str, model: Model) -> str:
-    """Where a checkpoint of the recipe loads, and whether it is smaller there."""
-    steps = parse_recipe(recipe).steps
-    said = []
-    for step in steps:
-        if isinstance(step, MaskStep):
-            said.append("the zeros of a mask are plain weights: transformers and vLLM load it, no smaller, no faster")
-        elif isinstance(step, QuantizeStep):
-            said.append(f"{step.to} weights load in transformers with torchao installed, smaller on disk and in memory")
-        elif isinstance(step, Step) and step.kinds == ("block",):
-            said.append("whole blocks are cut: plain transformers and vLLM load it, smaller and faster")
-        elif isinstance(step, Step):
-            served = not any(isinstance(other, QuantizeStep) for other in steps) and _is_served(step, model)
-            said.append(f"{ZEROED}; {SERVED if served else 'prunelens leaves them out'}")
-        else:
-            said.append("fewer experts: plain transformers loads it, smaller")
-    return "; ".join(said)
-
-
-def _is_served(step: Step, model: Model) -> bool:
-    """Whether the layout of `prune --format nemotron-nas` can express these named drops."""
-    if step.at is None:
-        return False
-    config = copy.deepcopy(model.network.config)
-    setattr(config, RECORD, record_of(choose(step, model, None, Drop()), str(step)))
-    try:
-        check_nemotron_nas(config)
-    except PrunelensError:
-        return False
-    return True

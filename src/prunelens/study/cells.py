@@ -13,8 +13,9 @@ import torch
 from prunelens.models.folders import new_folder
 from prunelens.models.loading import Model, load
 from prunelens.pruning.importance import Ranking, rank_redundancy
+from prunelens.study.bench import Bench
 from prunelens.study.candidates import Candidate, apply_recipes, open_candidates
-from prunelens.study.evaluate import Bench, collect
+from prunelens.study.evaluate import collect
 from prunelens.study.evaluation import EVALUATION
 from prunelens.study.prune import calibration_texts
 from prunelens.study.record import describe_size

@@ -2,18 +2,14 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, load
-from prunelens.models.variant import Variant
 from prunelens.pruning.importance import rank_redundancy
+from prunelens.study.bench import Bench, Found, TaskSettings
 from prunelens.study.candidates import Candidate, Compressible, apply_recipes, open_candidates, parse_candidates
 from prunelens.study.evaluation import EVALUATION, Evaluation, texts_table, values_table
 from prunelens.study.prune import calibration_texts
@@ -22,192 +18,9 @@ from prunelens.study.scores import score_rows
 from prunelens.study.settings import Reporter, silent
 from prunelens.study.store import Run
 from prunelens.study.verdict import Thresholds, judge
-from prunelens.tasks.harness import Harness
-from prunelens.tasks.prompts import Prompt, PromptText, encode
-from prunelens.tasks.retrieval import (
-    POOLINGS,
-    Corpus,
-    Retrieved,
-    neighbour_correlation,
-    overlap_at,
-    read_corpus,
-    retrieve,
-)
-from prunelens.tasks.suite import (
-    CORE_LONG,
-    SUBSETS,
-    Chosen,
-    Metric,
-    Scored,
-    in_subset,
-    long_items,
-    parse_tasks,
-    retrieval_folder,
-)
-from prunelens.tracing.long_texts import LongText, score_long, write_long
+from prunelens.tasks.suite import Chosen, parse_tasks
 
 TasksGiven = str | Sequence[str] | Mapping[str, Sequence[str]]
-NEIGHBOURS = 10
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """How tasks are run; stored in run.json.
-
-    `limit` is the most items of each task, `subset` which of them (`all`, `search`: every second one, `held-out`: the
-    others). `batch_size` counts requests run together. `chat_template` applies it to the prompts of harness tasks;
-    core_long always uses it. `long_tokens` is where its texts are cut. `pooling` makes an embedding of a text's
-    states (`mean`, `lasttoken`). `seed` is of experts that are dropped at random.
-    """
-
-    limit: int | None = None
-    subset: str = "all"
-    batch_size: int = 40
-    chat_template: bool = False
-    long_tokens: int = 256
-    pooling: str = "mean"
-    seed: int = 0
-
-    def check(self) -> None:
-        """Refuse settings without meaning.
-
-        Raises:
-            PrunelensError: as said.
-        """
-        if self.limit is not None and self.limit < 2:
-            raise PrunelensError(f"expected --limit of at least 2 items, found {self.limit}")
-        if self.batch_size < 1 or self.long_tokens < 1:
-            raise PrunelensError("expected --batch-size and --long-tokens of at least 1")
-        if self.seed < 0:
-            raise PrunelensError(f"expected a seed of at least 0, found {self.seed}")
-        if self.subset not in SUBSETS:
-            raise PrunelensError(f"expected a subset of {', '.join(SUBSETS)}, found {self.subset!r}")
-        if self.pooling not in POOLINGS:
-            raise PrunelensError(f"expected --pooling {' or '.join(POOLINGS)}, found {self.pooling!r}")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What one model did on the tasks."""
-
-    scored: list[Scored]
-    texts: list[LongText]
-
-
-class Bench:
-    """A dense model with its tasks, found and loaded once; measures compressed models beside it.
-
-    Raises:
-        PrunelensError: an unknown task, data that cannot be loaded, or a library that is missing.
-    """
-
-    def __init__(self, dense: Model, chosen: Chosen, settings: TaskSettings, reporter: Reporter = silent) -> None:
-        settings.check()
-        if dense.tokenizer is None:
-            raise PrunelensError(f"{dense.name} has no tokenizer; put its tokenizer files beside config.json")
-        self.dense, self.chosen, self.settings, self.reporter = dense, chosen, settings, reporter
-        self._harness = Harness(chosen.harness) if chosen.harness else None
-        self._corpora = {name: read_corpus(retrieval_folder(name)) for name in chosen.retrieval}
-        self._prompts = self._long_prompts() if CORE_LONG in chosen.tasks else []
-        self._retrieved: dict[str, Retrieved] = {}
-
-    def _long_prompts(self) -> list[Prompt]:
-        items = long_items(self.settings.subset, self.settings.limit)
-        texts = [PromptText(item["id"], item["kind"], ({"role": "user", "content": item["prompt"]},)) for item in items]
-        return encode(texts, self.dense, True, self.settings.long_tokens)
-
-    @cached_property
-    def dense_found(self) -> Found:
-        """What the dense model does, measured once."""
-        return self._run("dense", Variant(self.dense))
-
-    def measure(self, label: str, variant: Variant) -> Found:
-        """What a compressed model does; where neighbours are compared, the dense one is measured first."""
-        if self._corpora and not self._retrieved:
-            _ = self.dense_found
-        return self._run(label, variant)
-
-    def _run(self, label: str, variant: Variant) -> Found:
-        scored: list[Scored] = []
-        texts: list[LongText] = []
-        for name in self.chosen.tasks:
-            if name == CORE_LONG:
-                texts = self._write(label, variant)
-                found = score_long(self.dense, texts)
-            elif name in self._corpora:
-                found = self._retrieve(label, variant, name)
-            else:
-                found = self._ask(label, variant, name)
-            scored += [_with_use(one, self.chosen.uses.get(name)) for one in found]
-        return Found(scored, texts)
-
-    def _ask(self, label: str, variant: Variant, name: str) -> list[Scored]:
-        assert self._harness is not None
-        chosen = self.settings
-        with variant.running() as model:
-            return self._harness.run(
-                self._with_tokenizer(model),
-                name,
-                self.reporter,
-                chosen.subset,
-                chosen.limit,
-                chosen.batch_size,
-                chosen.chat_template,
-                label,
-            )
-
-    def _with_tokenizer(self, model: Model) -> Model:
-        """A compressed checkpoint may lack the tokenizer that it shares with the dense model."""
-        return model if model.tokenizer is not None else replace(model, tokenizer=self.dense.tokenizer)
-
-    def _write(self, label: str, variant: Variant) -> list[LongText]:
-        chosen = self.settings
-        advance = self.reporter(f"{label}: {CORE_LONG}", len(self._prompts) * chosen.long_tokens)
-        return write_long(self.dense, variant, self._prompts, chosen.long_tokens, chosen.batch_size, advance)
-
-    def _retrieve(self, label: str, variant: Variant, name: str) -> list[Scored]:
-        corpus, chosen = self._corpora[name], self.settings
-        advance = self.reporter(f"{label}: {name}", len(corpus.passages) + len(corpus.queries))
-        with variant.running() as model:
-            found = retrieve(self._with_tokenizer(model), corpus, chosen.pooling, chosen.batch_size, advance)
-        reference = self._retrieved.setdefault(name, found)
-        values = {
-            Metric(name, "ndcg_at_10", "retrieval", _guessed_ndcg(corpus), decides="kept"): found.ndcg,
-            Metric(name, "recall_at_10", "retrieval", _guessed_recall(corpus)): found.recall,
-            Metric(name, "overlap_at_10", "retrieval", _guessed_recall(corpus), decides="agreement"): overlap_at(
-                reference, found, NEIGHBOURS
-            ),
-            Metric(name, "neighbour_correlation", "retrieval"): neighbour_correlation(reference, found),
-        }
-        keys = list(corpus.queries)
-        kept = in_subset(len(keys), chosen.subset, chosen.limit)
-        return [
-            Scored(metric, {keys[at]: float(numbers[at]) for at in kept if np.isfinite(numbers[at])})
-            for metric, numbers in values.items()
-        ]
-
-
-def _with_use(scored: Scored, use: str | None) -> Scored:
-    """The class of use that the user gave the task, where one was given."""
-    if use is None:
-        return scored
-    return replace(scored, metric=replace(scored.metric, use=use))
-
-
-def _guessed_recall(corpus: Corpus) -> float:
-    """Mean recall@10, and overlap@10, of a random order."""
-    return min(1.0, NEIGHBOURS / len(corpus.passages))
-
-
-def _guessed_ndcg(corpus: Corpus) -> float:
-    """Mean nDCG@10 of a random order: every rank holds the mean grade."""
-    discounts = 1 / np.log2(np.arange(2, min(NEIGHBOURS, len(corpus.passages)) + 2))
-    shares = []
-    for grades in corpus.relevant.values():
-        ideal = np.array(sorted(grades.values(), reverse=True)[:NEIGHBOURS], dtype=float)
-        best = float(ideal @ discounts[: len(ideal)])
-        shares.append(sum(grades.values()) / len(corpus.passages) * float(discounts.sum()) / best if best else 0.0)
-    return min(1.0, float(np.mean(shares)))
 
 
 def evaluate(

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from prunelens.study.store import Kind, Run, read_run, write_run
+from prunelens.study.store import Kind, Result, read_run, write_run
 
 if TYPE_CHECKING:
-    from prunelens.study.evaluate import Found
+    from prunelens.study.bench import Found
 
 SCHEMAS = {
     "tasks": pa.schema(
@@ -59,7 +59,7 @@ EVALUATION = Kind(
 )
 
 
-class Evaluation:
+class Evaluation(Result):
     """What models did on tasks, item by item, and for which uses each compressed one is safe.
 
     Attributes:
@@ -67,9 +67,6 @@ class Evaluation:
         info: the content of run.json.
         summary: for each compressed model its scores beside the dense ones, and its verdicts.
     """
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
 
     @classmethod
     def open(cls, folder: str | Path) -> "Evaluation":
@@ -79,16 +76,6 @@ class Evaluation:
             PrunelensError: none there, or a damaged one.
         """
         return cls(read_run(Path(folder), EVALUATION))
-
-    @property
-    def tables(self) -> dict[str, pa.Table]:
-        """Arrow tables by name."""
-        return self._run.tables
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """The content of run.json."""
-        return self._run.info
 
     @property
     def summary(self) -> list[dict[str, Any]]:

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from prunelens.study.store import RUN, Run, read_run, write_run
+from prunelens.study.store import RUN, Result, read_run, write_run
 
 
-class Comparison:
+class Comparison(Result):
     """A finished comparison.
 
     Attributes:
@@ -16,9 +14,6 @@ class Comparison:
         info: the content of run.json.
         summary: one record per compressed model.
     """
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
 
     @classmethod
     def open(cls, folder: str | Path) -> "Comparison":
@@ -28,16 +23,6 @@ class Comparison:
             PrunelensError: no run there, or a damaged one.
         """
         return cls(read_run(Path(folder)))
-
-    @property
-    def tables(self) -> dict[str, pa.Table]:
-        """Arrow tables by name; `.to_pandas()` where pandas is installed."""
-        return self._run.tables
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """The content of run.json."""
-        return self._run.info
 
     @property
     def summary(self) -> list[dict[str, Any]]:

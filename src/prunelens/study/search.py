@@ -9,7 +9,7 @@ from prunelens.models.loading import Model
 from prunelens.models.surgery import NOTHING, Drop, num_parameters
 from prunelens.pruning.apply import Pruned, apply, check_recipe
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.study.evaluate import Bench, Found
+from prunelens.study.bench import Bench, Found
 from prunelens.study.ledger import Ledger
 from prunelens.study.scores import score_rows
 from prunelens.study.settings import Reporter

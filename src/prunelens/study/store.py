@@ -143,3 +143,20 @@ def read_run(folder: Path, kind: Kind = RUN) -> Run:
     if missing:
         raise PrunelensError(f"the {kind.what} in {folder} is damaged (run.json lacks {missing[0]}); {again}")
     return Run(tables, info)
+
+
+class Result:
+    """A stored result: its tables and the content of its run.json."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def tables(self) -> dict[str, pa.Table]:
+        """Arrow tables by name; `.to_pandas()` where pandas is installed."""
+        return self._run.tables
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The content of run.json."""
+        return self._run.info

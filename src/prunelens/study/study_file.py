@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.pruning.steps import MASKS
-from prunelens.study.evaluate import TaskSettings
+from prunelens.study.bench import TaskSettings
 from prunelens.study.settings import Settings
 from prunelens.study.verdict import Thresholds
 from prunelens.tasks.suite import nearest, parse_tasks

@@ -18,7 +18,7 @@ from prunelens.models.identify import identify
 from prunelens.study.cells import Given, forget_cell, keep_error, read_cell, setup, work
 from prunelens.study.executors import EXECUTORS
 from prunelens.study.settings import Reporter, silent
-from prunelens.study.store import Kind, Run, read_run
+from prunelens.study.store import Kind, Result, Run, read_run
 from prunelens.study.study_file import Cell, Study, cells_of, parse_study, read_study
 from prunelens.study.sweep_tables import SCHEMAS, sweep_tables
 from prunelens.tasks.harness import Harness
@@ -36,7 +36,7 @@ SWEEP = Kind(
 )
 
 
-class Sweep:
+class Sweep(Result):
     """What a sweep found: a row for each cell, its scores and its verdicts.
 
     Attributes:
@@ -46,7 +46,8 @@ class Sweep:
     """
 
     def __init__(self, run: Run, folder: Path) -> None:
-        self._run, self.folder = run, folder
+        super().__init__(run)
+        self.folder = folder
 
     @classmethod
     def open(cls, folder: str | Path) -> "Sweep":
@@ -56,16 +57,6 @@ class Sweep:
             PrunelensError: none there, or a damaged one.
         """
         return cls(read_run(Path(folder), SWEEP), Path(folder))
-
-    @property
-    def tables(self) -> dict[str, pa.Table]:
-        """Arrow tables by name."""
-        return self._run.tables
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """The content of run.json."""
-        return self._run.info
 
     @property
     def failed(self) -> list[dict[str, Any]]:
