@@ -14,8 +14,8 @@ test: $(VENV)/.dev ## all tests; those in a browser need Chromium and its driver
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## style, format and types
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/ruff format --check src tests benchmarks scripts
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev ## cost and memory of the traces, as ratios within one run

@@ -33,7 +33,10 @@ def word_problem(rng: random.Random) -> tuple[str, int]:
     first, second = rng.randint(2, 12), rng.randint(2, 9)
     kind = rng.randrange(3)
     if kind == 0:
-        return f"{name} has {first} {thing} and gets {second} more. How many {thing} does {name} have now?", first + second
+        return (
+            f"{name} has {first} {thing} and gets {second} more. How many {thing} does {name} have now?",
+            first + second,
+        )
     if kind == 1:
         have = first + second
         return f"{name} has {have} {thing} and gives away {second}. How many {thing} are left?", first

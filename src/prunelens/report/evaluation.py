@@ -39,14 +39,15 @@ def print_evaluation(info: dict[str, Any]) -> None:
 
 def verdict_table(summary: list[dict[str, Any]], dense: str) -> Table:
     """One line for each compressed model and class of use: the verdict and what decided it."""
-    table = Table(title=Text(f"can it replace {printable(dense)}?"), caption="[95 % interval over items or prompts]")
-    for name in ("", "use", "verdict", "decided by", "rule"):
-        table.add_column(name)
+    rules = dict.fromkeys(line["rule"] for record in summary for line in record["verdicts"] if line["rule"])
+    table = Table(title=Text(f"can it replace {printable(dense)}?"), caption=f"[95 % interval]; {'; '.join(rules)}")
+    for name in ("", "use", "verdict", "decided by"):
+        table.add_column(name, no_wrap=name in ("use", "verdict"))
     for record in summary:
         for place, line in enumerate(record["verdicts"]):
             label = Text(printable(record["compressed"]) if place == 0 else "", overflow="fold")
             verdict = Text(line["verdict"], COLOURS.get(line["verdict"], "dim"))
-            table.add_row(label, line["use"], verdict, Text(printable(why(line))), line["rule"])
+            table.add_row(label, line["use"], verdict, Text(printable(why(line))))
         table.add_section()
     return table
 
