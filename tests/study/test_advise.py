@@ -40,6 +40,7 @@ from prunelens.study.search import (
     Aim,
     Search,
     Tried,
+    coarse,
     loss_of,
     recipe_of,
     strongest,
@@ -798,3 +799,13 @@ def test_bad_settings_and_folders_are_refused(dense: Model, tmp_path: Path) -> N
             advise(dense, USE, folder)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     assert (tmp_path / "mine" / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_texts_that_are_too_few_for_the_tolerance_are_remarked() -> None:
+    loops = Metric("core_long", "loops", "long-generation", better="lower", decides="loops")
+    dense = [Scored(loops, {str(item): 0.0 for item in range(18)})]
+    (said,) = coarse(Aim("long-generation", 0.95), dense)
+    assert "one text of 18 is 5.6 points" in said
+    assert "tolerance of 5:" in said
+    assert coarse(Aim("long-generation", 0.9), dense) == []
+    assert coarse(Aim("long-generation", 0.95), []) == []

@@ -25,7 +25,7 @@ from prunelens.study.ledger import Ledger, OutOfTimeError
 from prunelens.study.prune import calibration_texts
 from prunelens.study.record import describe_model
 from prunelens.study.scores import score_rows
-from prunelens.study.search import Aim, Search, Tried, loss_of, recipe_of, strongest
+from prunelens.study.search import Aim, Search, Tried, coarse, loss_of, recipe_of, strongest
 from prunelens.study.settings import Reporter, silent
 from prunelens.study.store import Run, write_run
 from prunelens.study.verdict import judge
@@ -155,6 +155,7 @@ class _Advising:
         """The dense model's own scores, which tell whether the use can be measured and the budget is enough."""
         dense = search.dense_scores(self.bench)
         loss_of(self.aim, dense, dense)
+        search.notes += coarse(self.aim, dense)
         if self.budget is not None and self.ledger.asked and self.ledger.spent > 60 * self.budget:
             minutes = self.ledger.spent / 60
             raise PrunelensError(

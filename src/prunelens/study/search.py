@@ -249,6 +249,17 @@ def loss_of(aim: Aim, dense: Sequence[Scored], compressed: Sequence[Scored]) -> 
     return max((round(loss, 9), words) for loss, words in losses)  # rounding breaks no tie with 1
 
 
+def coarse(aim: Aim, dense: Sequence[Scored]) -> list[str]:
+    """A remark where the texts are too few for the tolerance: one of them is more than may be lost."""
+    counts = [len(one.values) for one in dense if one.metric.decides == "loops"]
+    return [
+        f"one text of {count} is {100 / count:.1f} points of looping texts, more than the tolerance of "
+        f"{100 * aim.tolerance:.3g}: not one more text may loop; a smaller --keep allows more"
+        for count in counts
+        if 1 / count > aim.tolerance
+    ]
+
+
 def _loss(row: dict[str, Any], aim: Aim) -> tuple[float, str]:
     if row["decides"] == "agreement":
         share = row["compressed"]["mean"]
