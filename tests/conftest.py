@@ -5,6 +5,7 @@ import math
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start: several tests run at once
 
 from pathlib import Path
 from typing import Any

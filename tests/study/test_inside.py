@@ -19,6 +19,7 @@ from prunelens.spaces.survival import ratio_interval
 from prunelens.study.compare import compare
 from prunelens.study.result import Comparison
 from prunelens.study.schemas import SCHEMAS, STAT_COLUMNS
+from prunelens.study.store import RUN
 from prunelens.tasks.prompts import PromptText
 from prunelens.tracing.generate import Greedy, write
 
@@ -145,7 +146,7 @@ def test_columns_of_the_tables(case: Case) -> None:
         assert tables[name].schema.equals(schema)
     for column in ("layer_idx", "step", "position", "token_id"):
         assert tables["layers"][column].type == pa.int32()
-    assert case.found.info["format_version"] == 3
+    assert case.found.info["format_version"] == RUN.version
 
 
 def test_every_sublayer_has_rows_at_the_sampled_steps(case: Case) -> None:
