@@ -774,3 +774,12 @@ def test_a_page_is_made_again_from_the_tables(tiny: Path, tmp_path: Path) -> Non
     assert "drop-attention@99" in _Tags(page).text
     with pytest.raises(PrunelensError, match="expected a sweep"):
         Sweep.open(tmp_path)
+
+
+def test_figures_keep_their_titles(tiny: Path, tmp_path: Path) -> None:
+    study = {"model": str(tiny), "recipes": ["drop-mlp@1"], "tasks": ["core_long"], "compare": None}
+    study["evaluate"] = {"limit": 3, "long_tokens": 6}
+    page = sweep(study, tmp_path / "out").page.read_text(encoding="utf-8")
+    assert "<h3>Whole parts taken out: what each class of use keeps" in page
+    assert "<h4>long-generation, loops</h4>" in page
+    assert "<h3>long-generation, loops" not in page

@@ -20,7 +20,7 @@ QUANTITY = {
     "multiple-choice": "share of the dense score kept, %",
     "short-generation": "share of the dense score kept, %",
     "long-generation": "excess NLL, nats per token",
-    LOOPS: "looping texts beyond the dense model's, points",
+    LOOPS: "more looping texts, points",
 }
 """What each panel of damage against size shows."""
 
@@ -107,15 +107,15 @@ def _size_figure(
 ) -> Figure | None:
     kinds = list(dict.fromkeys(cell["kind"] for cell in cells))
     panels = []
-    for title, unit in QUANTITY.items():
+    for shown, unit in QUANTITY.items():
         traces = [
             trace
             for place, kind in enumerate(kinds)
-            if (trace := _curve(rows, [one for one in cells if one["kind"] == kind], title, column, look(place, kind)))
+            if (trace := _curve(rows, [one for one in cells if one["kind"] == kind], shown, column, look(place, kind)))
         ]
         if traces:
             layout = {"xaxis": axis(quantity), "yaxis": axis(unit), "showlegend": False}
-            panels.append(Panel(title, draw(traces, layout), height=280))
+            panels.append(Panel(shown, draw(traces, layout), height=280))
     if not panels:
         return None
     return Figure(
