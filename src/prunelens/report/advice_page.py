@@ -87,7 +87,7 @@ def _on_held_out(info: Row) -> list[str]:
     if own is None:
         return []
     verdict = "keeps the use there too" if own["loss"] <= 1 else "does not keep the use there"
-    return [f"On items that the search did not see: {own['number']}; it {verdict}."]
+    return [f"On items that the search did not see: {own['number']}; by that value it {verdict} (interval below)."]
 
 
 def _against(info: Row) -> list[str]:

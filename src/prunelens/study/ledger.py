@@ -48,7 +48,7 @@ class Ledger:
         try:
             return json.loads(path.read_text(encoding="utf-8"))["answer"]
         except (OSError, ValueError, KeyError, TypeError):
-            pass
+            pass  # not there, or damaged: it is asked anew
         if self._seconds is not None and self.spent > self._seconds:
             raise OutOfTimeError
         found = answer()
