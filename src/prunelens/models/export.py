@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,10 +21,13 @@ from torch import Tensor
 
 from prunelens.errors import PrunelensError
 from prunelens.models import folders, nemotron_nas
+from prunelens.models.carrying import bias_parameters, placed
 from prunelens.models.cutting import check_blocks, check_cache, clean_config, cut_config, skeleton
-from prunelens.models.loading import Model, quiet
-from prunelens.models.record import KEY, record_of, recorded_drop
+from prunelens.models.loading import Model, load, quiet
+from prunelens.models.record import record_of, recorded_drop
 from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
+from prunelens.models.repair_files import KEY, REPAIRS, describe, save_repairs
+from prunelens.models.repairs import Repair, installed_repairs
 from prunelens.models.surgery import NOTHING, Drop, dropped
 from prunelens.models.zeroing import silencing_weights
 
@@ -58,6 +62,7 @@ def export(
     target: Path,
     drop: Drop = NOTHING,
     experts: Mapping[int, Sequence[int]] = MappingProxyType({}),
+    repairs: Sequence[Repair] = (),
     finish: Finish | None = None,
     layout: str = "transformers",
     card: str = "",
@@ -71,6 +76,8 @@ def export(
         target: a new or empty folder, or an earlier checkpoint of this program, which is replaced.
         drop: whole blocks, cut out, and sublayers, zeroed.
         experts: for each layer with experts, those that go.
+        repairs: what stands in for parts of `drop`; a bias goes into a parameter where one is there for it, all else
+            into a file of its own, which this program reads.
         finish: makes the final weights: called with the folder of the plain checkpoint and an empty one to fill.
         layout: `transformers`, or `nemotron-nas`, which leaves dropped sublayers out instead of zeroing them.
         card: text of README.md; none if empty.
@@ -85,18 +92,19 @@ def export(
             checkpoint does not compute what the model computes.
     """
     drop = drop | recorded_drop(model.network.config)
-    _check_asked(model, drop, finish, layout)
+    _check_asked(model, drop, repairs, finish, layout)
     folders.check_target(target, is_export, WHAT)
     with quiet():
-        network = _laid_out(model, drop, experts, recipe)
+        carried = bias_parameters(model, drop, repairs)
+        network = _laid_out(model, drop, experts, repairs, carried, recipe)
         if layout == nemotron_nas.MODEL_TYPE:
             nemotron_nas.check(network.config)
             finish = nemotron_nas.convert
-        with dropped(model.anatomy, drop):
+        with dropped(model.anatomy, drop, [repair for index, repair in enumerate(repairs) if index in carried]):
             expected = logits_of(model.network, model)
         advance(1)
         with folders.new_folder(target, is_export, WHAT) as temporary:
-            _write(network, model.tokenizer, temporary, finish, card)
+            _write(network, model.tokenizer, temporary, finish, card, partial(save_repairs, repairs, set(carried)))
             advance(1)
             if layout == nemotron_nas.MODEL_TYPE:
                 again = nemotron_nas.read_back(temporary, type(model.network), network.config)
@@ -104,11 +112,23 @@ def export(
             else:
                 found = logits_on_reopening(temporary, model, finish is not None)
             difference = checked_difference(expected, found, model.dtype, finish is None or layout != LAYOUTS[0])
+            if len(carried) < len(repairs):
+                difference = max(difference, _difference_repaired(temporary, model, drop, repairs, finish))
             num_bytes = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))
     advance(1)
     left_out = nemotron_nas.left_out if layout == nemotron_nas.MODEL_TYPE else lambda name, config: False
     weights = [weight for name, weight in network.named_parameters() if not left_out(name, network.config)]
     return Exported(target, sum(weight.numel() for weight in weights), num_bytes, difference)
+
+
+def _difference_repaired(
+    folder: Path, model: Model, drop: Drop, repairs: Sequence[Repair], finish: Finish | None
+) -> float:
+    """The largest difference of a logit between the repaired model and the checkpoint opened by this program."""
+    with dropped(model.anatomy, drop, repairs):
+        expected = logits_of(model.network, model)
+    again = load(folder, model.dtype, model.placement, model.trust_remote_code)
+    return checked_difference(expected, logits_of(again.network, again), model.dtype, finish is None)
 
 
 def is_export(folder: Path) -> bool:
@@ -119,11 +139,17 @@ def is_export(folder: Path) -> bool:
         return False
 
 
-def _check_asked(model: Model, drop: Drop, finish: Finish | None, layout: str) -> None:
+def _check_asked(model: Model, drop: Drop, repairs: Sequence[Repair], finish: Finish | None, layout: str) -> None:
     if layout not in LAYOUTS:
         raise PrunelensError(f"expected a layout of {', '.join(LAYOUTS)}, found {layout!r}")
     if finish is not None and layout != LAYOUTS[0]:
         raise PrunelensError(f"a checkpoint in the layout {layout} cannot be quantised; leave one of the two out")
+    if repairs and layout != LAYOUTS[0]:
+        raise PrunelensError(f"a checkpoint in the layout {layout} cannot hold repairs; leave one of the two out")
+    if installed_repairs(model.network):
+        raise PrunelensError(
+            f"expected a model without repairs to save, found {model.name}; prune the one it was made of"
+        )
     blocks = model.anatomy.blocks
     absent = sorted(drop.block - set(range(len(blocks))))
     for kind in ("attention", "mlp"):
@@ -139,12 +165,20 @@ def _check_asked(model: Model, drop: Drop, finish: Finish | None, layout: str) -
         raise PrunelensError(f"expected whole weights, found that {model.name} is quantised; name the dense model")
 
 
-def _laid_out(model: Model, drop: Drop, experts: Mapping[int, Sequence[int]], recipe: str) -> Any:
+def _laid_out(
+    model: Model,
+    drop: Drop,
+    experts: Mapping[int, Sequence[int]],
+    repairs: Sequence[Repair],
+    carried: Mapping[int, tuple[str, Tensor]],
+    recipe: str,
+) -> Any:
     """A network of the same class with what stays, sharing its weights with the model."""
     config = clean_config(model.network.config)
     state = _whole_state(model, config)
     for name in silencing_weights(model, drop):
         state[name] = torch.zeros_like(state[name])
+    state |= dict(carried.values())
     if experts:
         from prunelens.models.experts import sliced_experts
         from prunelens.models.mixtures import find_mixtures
@@ -165,7 +199,9 @@ def _laid_out(model: Model, drop: Drop, experts: Mapping[int, Sequence[int]], re
         state = _renumbered(state, prefix, kept)
     _fill(network, state, model.name)
     attention, mlp = (frozenset(kept.index(old) for old in kinds - drop.block) for kinds in (drop.attention, drop.mlp))
-    setattr(network.config, KEY, record_of(Drop(attention, mlp), recipe))
+    names = {index: _new_name(name, prefix, kept) for index, (name, _) in carried.items()}
+    entries = describe(placed(repairs, kept), names)
+    setattr(network.config, KEY, record_of(Drop(attention, mlp), recipe, entries))
     network.generation_config = _generation(model.network)
     return network
 
@@ -186,16 +222,17 @@ def _whole_state(model: Model, config: Any) -> dict[str, Tensor]:
 
 
 def _renumbered(state: dict[str, Tensor], prefix: str, kept: Sequence[int]) -> dict[str, Tensor]:
-    places = {old: new for new, old in enumerate(kept)}
-    layer = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
-    renumbered: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        match = layer.match(name)
-        if match is None:
-            renumbered[name] = tensor
-        elif int(match[1]) in places:
-            renumbered[f"{prefix}.{places[int(match[1])]}.{name[match.end() :]}"] = tensor
-    return renumbered
+    named = ((_new_name(name, prefix, kept), tensor) for name, tensor in state.items())
+    return {name: tensor for name, tensor in named if name}
+
+
+def _new_name(name: str, prefix: str, kept: Sequence[int]) -> str:
+    """What a tensor is called when only these layers are left; empty for one of another layer."""
+    match = re.match(rf"{re.escape(prefix)}\.(\d+)\.", name)
+    if match is None:
+        return name
+    layer_idx = int(match[1])
+    return f"{prefix}.{kept.index(layer_idx)}.{name[match.end() :]}" if layer_idx in kept else ""
 
 
 def _fill(network: Any, state: dict[str, Tensor], name: str) -> None:
@@ -220,7 +257,9 @@ def _generation(network: Any) -> Any:
     return settings
 
 
-def _write(network: Any, tokenizer: Any, folder: Path, finish: Finish | None, card: str) -> None:
+def _write(
+    network: Any, tokenizer: Any, folder: Path, finish: Finish | None, card: str, more: Callable[[Path], None]
+) -> None:
     """Write everything below `folder`; its config.json appears last."""
     parts = folder / "parts"
     plain = parts if finish is None else folder / "plain"
@@ -230,6 +269,7 @@ def _write(network: Any, tokenizer: Any, folder: Path, finish: Finish | None, ca
     if card:
         (plain / "README.md").write_text(card, encoding="utf-8")
     network.save_pretrained(plain)
+    more(plain)
     if finish is not None:
         parts.mkdir()
         finish(plain, parts)
@@ -245,7 +285,7 @@ def _write(network: Any, tokenizer: Any, folder: Path, finish: Finish | None, ca
 def _complete(plain: Path, parts: Path) -> None:
     """Add what `finish` has not made: tokenizer, card, and the record in config.json."""
     for path in plain.iterdir():
-        if ".safetensors" not in path.name and not (parts / path.name).exists():
+        if (path.name == REPAIRS or ".safetensors" not in path.name) and not (parts / path.name).exists():
             shutil.copy(path, parts / path.name)
     record = json.loads((plain / CONFIG).read_text(encoding="utf-8"))[KEY]
     config = json.loads((parts / CONFIG).read_text(encoding="utf-8"))

@@ -21,6 +21,14 @@ class SublayerPass:
     after: Tensor
     calls: tuple[Call, ...]
 
+    @property
+    def added(self) -> Tensor:
+        """What the sublayer has added to the stream, (B, T, d), without the rounding of a sum and a difference."""
+        output = first_tensor(self.calls[-1].output)
+        assert output is not None
+        output = output.reshape(self.before.shape)
+        return output - self.before if self.sublayer.adds_residual else self.sublayer.scale * output
+
     def twin_after(self, twin: Sublayer) -> Tensor:
         """The stream with the output of another model's sublayer, run on the same input, (B, T, d)."""
         value = self.calls[0].source

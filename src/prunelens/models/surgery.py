@@ -1,12 +1,13 @@
 """Take sublayers or blocks out of a loaded model and put them back, without a second copy of its weights.
 
 A dropped sublayer returns zeros (or the stream, where it adds that inside) and a dropped block its input, which
-equals zeroed output projections. They still tell the KV cache that the tokens passed: many families read the
-length of the past from the first layer's cache, so a silent layer 0 would break cached decoding.
+equals zeroed output projections; where it is repaired, what its map makes of its input is added. They still tell
+the KV cache that the tokens passed: many families read the length of the past from the first layer's cache, so a
+silent layer 0 would break cached decoding.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from prunelens.models.anatomy import Anatomy, Block, Link, Sublayer
 from prunelens.models.placement import counted_parameters
+from prunelens.models.repairs import NAME, Beside, Repair, Seat, as_returned, find_repair
 from prunelens.models.taps import Call, input_tensor, replaced_forward
 
 
@@ -41,20 +43,53 @@ NOTHING = Drop()
 
 
 @contextmanager
-def dropped(anatomy: Anatomy, drop: Drop) -> Iterator[None]:
-    """Run the body with these sublayers and blocks taken out of the model."""
-    with replaced_forward(_forwards_without(anatomy, drop)):
+def dropped(anatomy: Anatomy, drop: Drop, repairs: Sequence[Repair] = ()) -> Iterator[None]:
+    """Run the body with these sublayers and blocks taken out of the model, and repairs in their places."""
+    with replaced_forward(_forwards_without(anatomy, drop, repairs)):
         yield
 
 
-def remove(anatomy: Anatomy, drop: Drop) -> None:
-    """Take these sublayers and blocks out for good, and let their weights go."""
-    for module, forward in _forwards_without(anatomy, drop).items():
-        module.forward = forward
-        for part in module.modules():
-            for name, weight in part._parameters.items():
-                if weight is not None:
-                    part._parameters[name] = _empty_like(weight)
+def remove(anatomy: Anatomy, drop: Drop, repairs: Sequence[Repair] = ()) -> None:
+    """Take these sublayers and blocks out for good, let their weights go, and let repairs be part of the network.
+
+    A block stays as a shell whose sublayers do nothing, so that one of them can be put back by `swapped`.
+    """
+    for module, forward in _forwards_without(anatomy, drop, repairs).items():
+        _let_go(module)
+        if module not in (block.module for block in anatomy.blocks):
+            module.forward = forward
+    for layer_idx in drop.block:
+        block = anatomy.blocks[layer_idx]
+        repair = find_repair(repairs, "block", layer_idx)
+        if repair is not None:
+            block.module.forward = Beside(repair, block.module.forward, before=False).run
+        for part in block.sublayers:
+            for link in part.links:
+                silent = link.module in (part.module, *part.body)
+                link.module.forward = _nothing(link, part) if silent else _unchanged(link)
+    for repair in repairs:
+        _place(anatomy.blocks[repair.layer_idx], repair).add_module(NAME, repair)
+
+
+def attach(anatomy: Anatomy, repair: Repair) -> None:
+    """Let a repair of kind `STREAM` be part of the network: after the block before it, or before the first."""
+    before = repair.layer_idx == 0
+    block = anatomy.blocks[0 if before else repair.layer_idx - 1].module
+    block.forward = Beside(repair, block.forward, before).run
+    block.add_module(f"{NAME}_before" if before else NAME, repair)
+
+
+def _let_go(module: nn.Module) -> None:
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                part._parameters[name] = _empty_like(weight)
+
+
+def _place(block: Block, repair: Repair) -> nn.Module:
+    """The module that a repair stands in for."""
+    part = next((part for part in block.sublayers if part.kind == repair.kind), None)
+    return block.module if part is None else part.body[0]
 
 
 def _empty_like(weight: torch.Tensor) -> nn.Parameter:
@@ -62,16 +97,21 @@ def _empty_like(weight: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(torch.empty(0, dtype=weight.dtype, device=weight.device), requires_grad=False)
 
 
-def _forwards_without(anatomy: Anatomy, drop: Drop) -> dict[nn.Module, Callable[..., Any]]:
+def _forwards_without(
+    anatomy: Anatomy, drop: Drop, repairs: Sequence[Repair] = ()
+) -> dict[nn.Module, Callable[..., Any]]:
     """What to call instead of the modules that are taken out."""
     forwards: dict[nn.Module, Callable[..., Any]] = {}
     for block in anatomy.blocks:
         if block.layer_idx in drop.block:
-            forwards[block.module] = _identity(block)
+            repair = find_repair(repairs, "block", block.layer_idx)
+            silent = _identity(block)
+            forwards[block.module] = silent if repair is None else Beside(repair, silent, before=False).run
             continue
         for part in block.sublayers:
             if block.layer_idx in getattr(drop, part.kind):
-                forwards |= _silent(block, part)
+                repair = find_repair(repairs, part.kind, block.layer_idx)
+                forwards |= _silent(block, part) if repair is None else _seated(block, part, repair)
     return forwards
 
 
@@ -95,22 +135,19 @@ def own_modules(block: Block, kind: str) -> list[nn.Module]:
     return [module for part in block.sublayers if part.kind == kind for module in part.chain if module not in others]
 
 
-def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING) -> int:
+def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING, repairs: Sequence[Repair] = ()) -> int:
     """Parameters that the model reads when these parts are out (a sublayer goes with its own norms)."""
-    return sum(_numbers(weight) for weight in kept_weights(model, anatomy, drop))
+    return sum(_numbers(weight) for weight in kept_weights(model, anatomy, drop, repairs))
 
 
-def kept_weights(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING) -> Iterator[nn.Parameter]:
-    """The parameters that the model reads when these parts are out, each once."""
-    gone: set[int] = set()
-    for block in anatomy.blocks:
-        if block.layer_idx in drop.block:
-            gone.update(id(weight) for weight in block.module.parameters())
-        for part in block.sublayers:
-            if block.layer_idx in getattr(drop, part.kind):
-                modules = own_modules(block, part.kind)
-                gone.update(id(weight) for module in modules for weight in module.parameters())
+def kept_weights(
+    model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING, repairs: Sequence[Repair] = ()
+) -> Iterator[nn.Parameter]:
+    """The parameters that the model reads when these parts are out, each once, those of repairs last."""
+    modules = _forwards_without(anatomy, drop, repairs)
+    gone = {id(weight) for module in modules for weight in module.parameters()}
     yield from (weight for _, weight in counted_parameters(model) if id(weight) not in gone)
+    yield from (weight for repair in repairs for weight in repair.parameters())
 
 
 def _numbers(weight: torch.Tensor) -> int:
@@ -129,11 +166,24 @@ def _silent(block: Block, part: Sublayer) -> dict[nn.Module, Callable[..., Any]]
     }
 
 
+def _seated(block: Block, part: Sublayer, repair: Repair) -> dict[nn.Module, Callable[..., Any]]:
+    """Forwards that put a repair in the place of a sublayer; what it reads is normed as before."""
+    links = part.links[part.chain.index(part.body[0]) :]
+    first, last = links[0].module, links[-1].module
+    seat = Seat(repair, _nothing(links[0], part), part.residual_at, part.scale, links[-1].num_outputs)
+    forwards = {link.module: _nothing(link, part) if link.module in part.body else _unchanged(link) for link in links}
+    own = own_modules(block, part.kind)
+    forwards = {module: forward for module, forward in forwards.items() if module in own}
+    if first is last:
+        return forwards | {first: seat.whole}
+    return forwards | {first: seat.begin, last: seat.end}
+
+
 def _unchanged(link: Link) -> Callable[..., Any]:
     """What stands for a norm or an activation of a sublayer that is out."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return _as_returned(input_tensor(args, kwargs), link.num_outputs)
+        return as_returned(input_tensor(args, kwargs), link.num_outputs)
 
     return forward
 
@@ -147,15 +197,11 @@ def _nothing(link: Link, part: Sublayer) -> Callable[..., Any]:
         if part.kind == "attention":
             _tell_cache(hidden_states, args, kwargs, layer_idx)
         if part.adds_residual and link.module is part.module:
-            return _as_returned(Call(args, kwargs, None).arguments[part.residual_at], link.num_outputs)
+            return as_returned(Call(args, kwargs, None).arguments[part.residual_at], link.num_outputs)
         zeros = hidden_states.new_zeros(*hidden_states.shape[:-1], link.width)
-        return _as_returned(zeros, link.num_outputs)
+        return as_returned(zeros, link.num_outputs)
 
     return forward
-
-
-def _as_returned(tensor: torch.Tensor | None, num_outputs: int) -> Any:
-    return (tensor, *[None] * (num_outputs - 1)) if num_outputs else tensor
 
 
 def _identity(block: Block) -> Callable[..., Any]:
@@ -168,7 +214,7 @@ def _identity(block: Block) -> Callable[..., Any]:
         assert hidden_states is not None
         if attention is not None:
             _tell_cache(hidden_states, args, kwargs, layer_idx)
-        return _as_returned(hidden_states, block.num_outputs)
+        return as_returned(hidden_states, block.num_outputs)
 
     return forward
 

@@ -40,17 +40,23 @@ def run_decoder(decoder: nn.Module, ids: Int64[Tensor, "B T"]) -> Float[Tensor, 
 
 def head_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """A function from states (rows, d) to logits (rows, V), bias, scaling and soft-capping included."""
-    decoder = decoder_of(model)
 
     def head(states: Float[Tensor, "rows d"]) -> Float[Tensor, "rows V"]:
-        def given(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
-            return _GivenStates(last_hidden_state=states.unsqueeze(0))
-
-        ids = torch.zeros(1, states.shape[0], dtype=torch.int64, device=states.device)
-        with torch.inference_mode(), replaced_forward({decoder: given}):
-            return model(input_ids=ids, use_cache=False).logits.squeeze(0)
+        with torch.inference_mode():
+            return run_head(model, states)
 
     return head
+
+
+def run_head(model: nn.Module, states: Float[Tensor, "rows d"]) -> Float[Tensor, "rows V"]:
+    """Logits of states, as `head_of`, in the caller's gradient mode."""
+
+    def given(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        return _GivenStates(last_hidden_state=states.unsqueeze(0))
+
+    ids = torch.zeros(1, states.shape[0], dtype=torch.int64, device=states.device)
+    with replaced_forward({decoder_of(model): given}):
+        return model(input_ids=ids, use_cache=False).logits.squeeze(0)
 
 
 @contextmanager

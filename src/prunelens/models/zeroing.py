@@ -12,6 +12,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.anatomy import Block, Sublayer
 from prunelens.models.loading import Model
 from prunelens.models.probe import probe_ids
+from prunelens.models.streams import BlockPass, watched_blocks
 from prunelens.models.surgery import Drop, dropped, own_modules
 from prunelens.models.taps import Call, decoder_of, input_tensor, run_decoder
 
@@ -42,6 +43,19 @@ def silencing_weights(model: Model, drop: Drop) -> set[str]:
             for block, part in parts:
                 found |= _silencing(model, block, part, *calls[block.layer_idx])
     return found
+
+
+@torch.no_grad()
+def added(model: Model, part: Sublayer) -> Tensor:
+    """What a sublayer adds to the stream of a short text, (1, T, d)."""
+    found: list[Tensor] = []
+
+    def visit(passed: BlockPass) -> None:
+        found.extend(one.added for one in passed.sublayers if one.sublayer.kind == part.kind)
+
+    with watched_blocks([model.anatomy.blocks[part.layer_idx]], visit):
+        run_decoder(decoder_of(model.network), probe_ids(model.network))
+    return found[0]
 
 
 def _record(model: Model, blocks: list[Block]) -> dict[int, tuple[Call, Tensor]]:

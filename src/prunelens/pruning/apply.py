@@ -9,20 +9,40 @@ from prunelens.errors import PrunelensError
 from prunelens.models.experts import mask_experts, num_dropped_parameters
 from prunelens.models.loading import Model
 from prunelens.models.mixtures import find_mixtures
+from prunelens.models.repairs import Repair
 from prunelens.models.sizes import is_quantized, tensor_bytes
 from prunelens.models.surgery import NOTHING, Drop, dropped, kept_weights, num_parameters, remove
 from prunelens.models.twin import twin_of
 from prunelens.models.variant import Variant
 from prunelens.pruning.expert_scores import choose_experts, score_experts
+from prunelens.pruning.folding import find_cuts, fold_repairs, num_folding_runs
+from prunelens.pruning.head_metric import head_metric
 from prunelens.pruning.importance import Ranking, check_parts, choose, rank_redundancy
 from prunelens.pruning.matrices import find_weights, zero_share
 from prunelens.pruning.recipe import Recipe
+from prunelens.pruning.repair import Fitted, find_gaps, fit_repairs, num_block_runs
 from prunelens.pruning.sequential import Masked, mask_weights
-from prunelens.pruning.steps import ExpertStep, MaskStep, QuantizeStep, Step
+from prunelens.pruning.steps import ExpertStep, MaskStep, QuantizeStep, RepairStep, Step
 
 Advance = Callable[[int], None]
 Reporter = Callable[[str, int], Advance]
 Texts = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Token ids of calibration texts.
+
+    Attributes:
+        texts: rank sublayers and experts, and say which weights count.
+        repair: what repairs are fitted on; nothing that results are reported on may be among it.
+    """
+
+    texts: Texts = ()
+    repair: Texts = ()
+
+
+NO_TEXTS = Calibration()
 
 
 @dataclass(frozen=True)
@@ -36,6 +56,8 @@ class Pruned:
         experts: dropped experts by layer; the routers of `model` pass them over already.
         quantized: the format of the blocks' matrices.
         masked: what the last mask left.
+        repairs: what stands in for parts of `drop`.
+        mended: how well each repair does, those folded into weights of `model` too.
         notes: remarks that a reader of the results should see.
     """
 
@@ -45,21 +67,23 @@ class Pruned:
     experts: dict[int, tuple[int, ...]] = field(default_factory=dict)
     quantized: Literal["int8", "int4"] | None = None
     masked: Masked | None = None
+    repairs: tuple[Repair, ...] = ()
+    mended: tuple[Fitted, ...] = ()
     notes: tuple[str, ...] = ()
 
     @cached_property
     def variant(self) -> Variant:
         """The model as it runs: the dense one with parts taken out, or a twin without them."""
-        if self.model is self.dense or self.drop == NOTHING:
+        if self.drop == NOTHING or (self.model is self.dense and not self.repairs):
             return Variant(self.model, self.drop)
         twin = twin_of(self.model)
-        remove(twin.anatomy, self.drop)
+        remove(twin.anatomy, self.drop, self.repairs)
         return Variant(twin)
 
     @property
     def num_parameters(self) -> int:
         """Parameters that are read."""
-        found = num_parameters(self.model.network, self.model.anatomy, self.drop)
+        found = num_parameters(self.model.network, self.model.anatomy, self.drop, self.repairs)
         return found - self._num_in_experts
 
     @property
@@ -67,7 +91,7 @@ class Pruned:
         """Bytes of the weights that are read: quantised ones as they are, others as in the dense checkpoint."""
         each = self.dense.weight_bytes / num_parameters(self.dense.network, self.dense.anatomy)
         found = -self._num_in_experts * each
-        for weight in kept_weights(self.model.network, self.model.anatomy, self.drop):
+        for weight in kept_weights(self.model.network, self.model.anatomy, self.drop, self.repairs):
             found += tensor_bytes(weight) if is_quantized(weight) else weight.numel() * each
         return round(found)
 
@@ -85,7 +109,7 @@ class Pruned:
 def apply(
     recipe: Recipe,
     model: Model,
-    texts: Texts = (),
+    calibration: Calibration = NO_TEXTS,
     ranking: Ranking | None = None,
     reporter: Reporter = lambda stage, total: lambda done: None,
     seed: int = 0,
@@ -95,7 +119,7 @@ def apply(
     Args:
         recipe: the steps.
         model: the dense model.
-        texts: token ids of the calibration texts, where `recipe.needs_calibration`.
+        calibration: `texts` where `recipe.needs_calibration`, `repair` where the recipe repairs.
         ranking: scores of the dense model's sublayers, if they are known; else they are measured on the texts.
         reporter: progress display.
         seed: of experts that are dropped at random.
@@ -105,11 +129,13 @@ def apply(
     """
     check_recipe(recipe, model)
     if recipe.needs_ranking and ranking is None:
-        ranking = _rank(model, texts, reporter)
-    pruned = Pruned(model, model)
+        ranking = _rank(model, calibration.texts, reporter)
+    pruned, texts = Pruned(model, model), calibration.texts
     for step in recipe.steps:
         if isinstance(step, Step):
             pruned = replace(pruned, drop=_dropped_more(step, pruned, texts, ranking, reporter))
+        elif isinstance(step, RepairStep):
+            pruned = _repaired(step, pruned, calibration.repair, str(recipe), reporter)
         else:
             pruned = _changed(step, _with_twin(pruned, str(recipe)), texts, reporter, seed)
     return pruned
@@ -122,6 +148,11 @@ def check_recipe(recipe: Recipe, model: Model) -> None:
         PrunelensError: as `check_parts`, no experts, too few of them, or a missing library.
     """
     check_parts(recipe, model)
+    if recipe.repair is not None and (recipe.repair.rank or 0) > model.anatomy.hidden_size:
+        raise PrunelensError(
+            f"recipe {str(recipe)!r}: expected a rank of at most {model.anatomy.hidden_size}, the hidden size of "
+            f"{model.name}, found {recipe.repair.rank}"
+        )
     for step in recipe.steps:
         if isinstance(step, ExpertStep):
             choose_experts(find_mixtures(model), step.fraction, None)
@@ -167,6 +198,25 @@ def _dropped_more(step: Step, pruned: Pruned, texts: Texts, ranking: Ranking | N
     return drop
 
 
+def _repaired(step: RepairStep, pruned: Pruned, texts: Texts, name: str, reporter: Reporter) -> Pruned:
+    """With what the drops have taken out put back as far as the step can."""
+    tokens = sum(map(len, texts))
+    notes = pruned.notes
+    if tokens < pruned.model.anatomy.hidden_size and step.fit != "bias":
+        notes += (
+            f"{step}: fitted on {tokens} tokens, fewer than the {pruned.model.anatomy.hidden_size} inputs of a map",
+        )
+    if step.fit == "folded":
+        pruned = _with_twin(pruned, name)
+        advance = reporter(f"{step}: fitting", num_folding_runs(find_cuts(pruned.model, pruned.drop)) * tokens)
+        mended = fold_repairs(pruned.model, step, pruned.drop, texts, advance=advance)
+        return replace(pruned, mended=tuple(mended), notes=notes)
+    metric = head_metric(pruned.dense, texts) if step.weighted and step.rank is not None else None
+    advance = reporter(f"{step}: fitting", num_block_runs(find_gaps(pruned.model, pruned.drop)) * tokens)
+    repairs, mended = fit_repairs(pruned.model, step, pruned.drop, texts, metric, advance=advance)
+    return replace(pruned, repairs=tuple(repairs), mended=tuple(mended), notes=notes)
+
+
 def _changed(
     step: MaskStep | ExpertStep | QuantizeStep, pruned: Pruned, texts: Texts, reporter: Reporter, seed: int
 ) -> Pruned:
@@ -186,7 +236,7 @@ def _changed(
 def _masked(step: MaskStep, pruned: Pruned, texts: Texts, reporter: Reporter) -> Pruned:
     blocks = len(pruned.model.anatomy.blocks)
     advance = reporter(f"{step}, block by block", (2 * blocks - 1) * sum(map(len, texts)))
-    masked = mask_weights(pruned.model, step, texts, pruned.drop, advance=advance)
+    masked = mask_weights(pruned.model, step, texts, pruned.drop, pruned.repairs, advance=advance)
     return replace(pruned, masked=masked, notes=pruned.notes + tuple(f"{step}: {note}" for note in masked.notes))
 
 
@@ -195,7 +245,7 @@ def _without_experts(step: ExpertStep, pruned: Pruned, texts: Texts, reporter: R
     scores, notes = None, pruned.notes
     if not step.uniform:
         advance = reporter(f"{step}: scoring experts", sum(map(len, texts)))
-        with dropped(pruned.model.anatomy, pruned.drop):
+        with dropped(pruned.model.anatomy, pruned.drop, pruned.repairs):
             scores = score_experts(pruned.model, texts, advance=advance)
         unseen = sum(int((found.counts == 0).sum()) for found in scores.values())
         if unseen:

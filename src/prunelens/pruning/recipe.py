@@ -6,6 +6,8 @@ drop-sublayers:8            attention and MLP ranked together; @a25,m3 names the
 drop-block:4,consecutive    the most redundant run of 4 blocks
 magnitude:0.5               half of each matrix of the blocks becomes zero (also wanda, sparsegpt)
 wanda:2:4                   2 zeros among each 4 consecutive inputs
+drop-attention:4+repair:linear       what a linear map of their inputs can put back of four attentions
+repair:bias, repair:folded           their mean; a map that the weights before the cut carry
 drop-experts:0.25           a quarter of the experts of each mixture; ,uniform takes them at random
 quantize:int8               the blocks' matrices in 8 bits; int4 in 4
 drop-attention:4+wanda:2:4  a sum, applied from left to right on the model as changed so far
@@ -23,11 +25,23 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from prunelens.errors import PrunelensError
-from prunelens.pruning.steps import DROPS, MASKS, METHODS, AnyStep, ExpertStep, MaskStep, QuantizeStep, Step
+from prunelens.pruning.steps import (
+    DROPS,
+    FITS,
+    MASKS,
+    METHODS,
+    AnyStep,
+    ExpertStep,
+    MaskStep,
+    QuantizeStep,
+    RepairStep,
+    Step,
+)
 
 SYNTAX = (
     f"a recipe is METHOD:COUNT or METHOD@INDEX,INDEX with METHOD one of {', '.join(DROPS)}; or one of "
-    f"{', '.join(MASKS)} with :0.5 or :2:4; or drop-experts:0.25, quantize:int8, quantize:int4; or a sum with +"
+    f"{', '.join(MASKS)} with :0.5 or :2:4; or repair:bias, repair:linear, repair:folded after drops; or "
+    "drop-experts:0.25, quantize:int8, quantize:int4; or a sum with +"
 )
 ONE_STEP: TypeAdapter[Any] = TypeAdapter(AnyStep)
 LOOKS_LIKE_A_RECIPE = re.compile(r"\+?(drop-|[a-z]{2,}(-[a-z]+)*[:@])", re.IGNORECASE)
@@ -46,6 +60,12 @@ class Recipe(BaseModel):
             raise ValueError("quantize comes last: nothing can be changed in quantised numbers")
         if sum(isinstance(step, ExpertStep) for step in self.steps) > 1:
             raise ValueError("drop-experts is given twice")
+        repairs = [index for index, step in enumerate(self.steps) if isinstance(step, RepairStep)]
+        drops = [index for index, step in enumerate(self.steps) if isinstance(step, Step)]
+        if len(repairs) > 1:
+            raise ValueError("repair is given twice")
+        if repairs and (not drops or drops[-1] > repairs[0]):
+            raise ValueError("repair comes after the drops that it mends, such as drop-attention:4+repair:linear")
         return self
 
     def __str__(self) -> str:
@@ -55,6 +75,11 @@ class Recipe(BaseModel):
     def drops(self) -> tuple[Step, ...]:
         """The steps that take parts out."""
         return tuple(step for step in self.steps if isinstance(step, Step))
+
+    @property
+    def repair(self) -> RepairStep | None:
+        """The step that mends the drops."""
+        return next((step for step in self.steps if isinstance(step, RepairStep)), None)
 
     @property
     def only_drops(self) -> bool:
@@ -121,6 +146,8 @@ def _parse_step(part: str, text: str) -> AnyStep:
         values["sparsity"] = rest.strip()
     elif method == "quantize":
         values["to"] = rest.strip()
+    elif method == "repair":
+        values |= _repair(items, part)
     elif method == "drop-experts":
         values |= _number(items[0], r"0?\.[0-9]{1,9}", "fraction", "a share such as drop-experts:0.25", part)
         values |= _words(items[1:], ("uniform",), "a share such as drop-experts:0.25", part)
@@ -128,6 +155,20 @@ def _parse_step(part: str, text: str) -> AnyStep:
         values |= _number(items[0], r"[0-9]{1,6}", "count", f"a count such as {method}:8", part)
         values |= _words(items[1:], ("consecutive", "iterative"), f"a count such as {method}:8", part)
     return _validated(ONE_STEP.validate_python, values, text)
+
+
+def _repair(items: list[str], part: str) -> dict[str, Any]:
+    example = "repair:bias, repair:linear or repair:folded"
+    if items[0] not in FITS:
+        raise PrunelensError(f"expected {example}, found {part.strip()!r}; {SYNTAX}")
+    ranks = [match[1] for item in items[1:] if (match := re.fullmatch(r"rank=([0-9]{1,6})", item))]
+    if len(ranks) > 1:
+        raise PrunelensError(f"expected one rank, found {part.strip()!r}; {SYNTAX}")
+    words = [item for item in items[1:] if not item.startswith("rank=")]
+    if len(words) + len(ranks) < len(items) - 1:
+        raise PrunelensError(f"expected a rank such as repair:linear,rank=64, found {part.strip()!r}; {SYNTAX}")
+    values: dict[str, Any] = {"fit": items[0]} | ({"rank": int(ranks[0])} if ranks else {})
+    return values | _words(words, ("weighted",), example, part)
 
 
 def _number(item: str, pattern: str, field: str, example: str, part: str) -> dict[str, Any]:

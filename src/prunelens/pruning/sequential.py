@@ -16,8 +16,9 @@ from torch import Tensor
 from prunelens.models.anatomy import Block
 from prunelens.models.batches import equal_batches, with_tokens
 from prunelens.models.loading import Model
+from prunelens.models.repairs import Repair
+from prunelens.models.spans import run_span
 from prunelens.models.surgery import NOTHING, Drop, dropped
-from prunelens.models.taps import decoder_of, record_outputs, replay_from, run_decoder
 from prunelens.models.twin import set_weight
 from prunelens.pruning.masks import magnitude_mask, wanda_mask
 from prunelens.pruning.matrices import InputStatistics, Products, Squares, Weight, find_weights, watched_inputs
@@ -68,6 +69,7 @@ def mask_weights(
     step: MaskStep,
     sequences: Sequence[Sequence[int]] = (),
     drop: Drop = NOTHING,
+    repairs: Sequence[Repair] = (),
     batch_tokens: int = BATCH_TOKENS,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Masked:
@@ -78,6 +80,7 @@ def mask_weights(
         step: the method and the sparsity.
         sequences: token ids of the calibration texts; not needed for magnitude.
         drop: parts that are out while the calibration texts are read; their matrices stay as they are.
+        repairs: what stands in for them.
         batch_tokens: tokens run at once.
         advance: called with the number of tokens a block has read, each block twice.
 
@@ -94,20 +97,20 @@ def mask_weights(
     sequences = with_tokens(sequences)
     batches = [torch.tensor(batch, device=model.device) for batch in equal_batches(sequences, batch_tokens)]
     outputs: list[Any] = [None] * len(batches)
-    with torch.no_grad(), dropped(model.anatomy, drop), _eager_experts(model):
+    with torch.no_grad(), dropped(model.anatomy, drop, repairs), _eager_experts(model):
         for block in model.anatomy.blocks:
             weights = _weights(block, drop)
             statistics = InputStatistics(Products if step.method == "sparsegpt" else Squares)
             if weights:
                 for ids, output in zip(batches, outputs, strict=True):
                     with watched_inputs(weights, statistics.take):
-                        _run_block(model, block, ids, output)
+                        run_span(model, block.layer_idx, block.layer_idx + 1, ids, output)
                     advance(ids.numel())
             for weight in weights:
                 _replace(weight, masker, statistics, found, step.pattern.group)
             if block is not model.anatomy.blocks[-1]:
                 for place, ids in enumerate(batches):
-                    outputs[place] = _run_block(model, block, ids, outputs[place])
+                    outputs[place] = run_span(model, block.layer_idx, block.layer_idx + 1, ids, outputs[place])
                     advance(ids.numel())
     return found
 
@@ -124,18 +127,6 @@ def _weights(block: Block, drop: Drop) -> list[Weight]:
         for module in core.modules()
     }
     return [weight for weight in find_weights(block.module, block.name) if weight.module not in gone]
-
-
-def _run_block(model: Model, block: Block, ids: Tensor, output: Any) -> Any:
-    """What one block returns for token ids (B, T), given what the block before it returned."""
-    later = Drop(block=frozenset(range(block.layer_idx + 1, len(model.anatomy.blocks))))
-    with (
-        dropped(model.anatomy, later),
-        replay_from(model.layers, block.layer_idx, output),
-        record_outputs(model.layers, [block.layer_idx]) as recorded,
-    ):
-        run_decoder(decoder_of(model.network), ids)
-    return recorded[block.layer_idx]
 
 
 @contextmanager

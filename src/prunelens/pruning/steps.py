@@ -1,4 +1,4 @@
-"""The steps a recipe is made of: parts to drop, weights to mask, experts to drop, numbers to quantise."""
+"""The steps a recipe is made of: parts to drop, repairs, weights to mask, experts to drop, numbers to quantise."""
 
 import re
 from dataclasses import dataclass
@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, m
 DropMethod = Literal["drop-attention", "drop-mlp", "drop-block", "drop-sublayers"]
 MaskMethod = Literal["magnitude", "wanda", "sparsegpt"]
 Format = Literal["int8", "int4"]
+Fit = Literal["bias", "linear", "folded"]
 
 DROPS: tuple[DropMethod, ...] = get_args(DropMethod)
 MASKS: tuple[MaskMethod, ...] = get_args(MaskMethod)
-METHODS = (*DROPS, *MASKS, "drop-experts", "quantize")
+FITS: tuple[Fit, ...] = get_args(Fit)
+METHODS = (*DROPS, *MASKS, "repair", "drop-experts", "quantize")
 
 
 def _decimal(value: float) -> str:
@@ -91,6 +93,31 @@ class Step(_Step):
         return ",".join([f"{self.method}:{self.count}", *words])
 
 
+class RepairStep(_Step):
+    """Put back what the drops before it took out: its mean, or what is linear in the part's input.
+
+    `rank` limits a linear map. `weighted` counts the residual of a token as it moves the probabilities (R4).
+    `folded` lets the map act on what the sublayer before the cut writes, so that its weights carry it.
+    """
+
+    method: Literal["repair"]
+    fit: Fit
+    rank: StrictInt | None = None
+    weighted: bool = False
+
+    @model_validator(mode="after")
+    def _rank_of_a_map(self) -> "RepairStep":
+        if self.rank is not None and self.fit != "linear":
+            raise ValueError(f"rank goes with repair:linear only, found it with {self.fit}")
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"the rank must be at least 1, found {self.rank}")
+        return self
+
+    def __str__(self) -> str:
+        words = [f"rank={self.rank}"] if self.rank is not None else []
+        return ",".join([f"{self.method}:{self.fit}", *words, *(["weighted"] if self.weighted else [])])
+
+
 @dataclass(frozen=True)
 class Pattern:
     """Which share of a weight becomes zero: `ratio` of it anywhere, or `zeros` among each `group` inputs in a row."""
@@ -167,4 +194,4 @@ class QuantizeStep(_Step):
         return f"{self.method}:{self.to}"
 
 
-AnyStep = Annotated[Step | MaskStep | ExpertStep | QuantizeStep, Field(discriminator="method")]
+AnyStep = Annotated[Step | RepairStep | MaskStep | ExpertStep | QuantizeStep, Field(discriminator="method")]

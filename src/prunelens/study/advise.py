@@ -19,10 +19,10 @@ from prunelens.pruning.recipe import parse_recipe
 from prunelens.pruning.steps import Step
 from prunelens.study.advice import ADVICE, SCHEMAS, Advice
 from prunelens.study.bench import Bench, TaskSettings
+from prunelens.study.calibration import own_texts
 from prunelens.study.deployment import loads_where
 from prunelens.study.held_out import compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
 from prunelens.study.ledger import Ledger, OutOfTimeError
-from prunelens.study.prune import calibration_texts
 from prunelens.study.record import describe_model
 from prunelens.study.scores import score_rows
 from prunelens.study.search import Aim, Search, Tried, coarse, loss_of, recipe_of, strongest
@@ -180,7 +180,7 @@ class _Advising:
         if self._texts is None:
             self._texts = self.ledger.ask(
                 self.about | {"ask": "calibration"},
-                lambda: [list(text) for text in calibration_texts(True, self.model, None, self.reporter)],
+                lambda: own_texts(self.model, self.reporter),
             )
         return self._texts
 

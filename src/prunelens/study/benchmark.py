@@ -9,8 +9,8 @@ from prunelens.models.surgery import Drop
 from prunelens.models.variant import Variant
 from prunelens.pruning.apply import Pruned
 from prunelens.pruning.importance import rank_redundancy
+from prunelens.study.calibration import calibrate
 from prunelens.study.candidates import Candidate, Compressible, apply_recipes, open_candidates
-from prunelens.study.prune import calibration_texts
 from prunelens.study.settings import Reporter, silent
 from prunelens.study.speed import Speed, SpeedSettings, check_lengths, measure_speeds
 
@@ -38,10 +38,10 @@ def benchmark(
     candidates = open_candidates(dense, compressed)
     check_lengths(_variants(dense, candidates), settings)
     recipes = [found.recipe for found in candidates if found.recipe is not None]
-    texts = calibration_texts(any(recipe.needs_calibration for recipe in recipes), dense, calibration, reporter)
+    texts = calibrate(recipes, dense, calibration, reporter)
     ranking = None
     if any(recipe.needs_ranking for recipe in recipes):
-        ranking = rank_redundancy(dense, texts, advance=reporter("ranking sublayers", sum(map(len, texts))))
+        ranking = rank_redundancy(dense, texts.texts, advance=reporter("ranking sublayers", sum(map(len, texts.texts))))
     apply_recipes(candidates, dense, texts, ranking, reporter, settings.seed)
     variants = _variants(dense, candidates)
     speeds = measure_speeds(variants, settings, reporter("measuring", settings.num_runs(len(variants))))

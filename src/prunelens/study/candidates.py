@@ -9,7 +9,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, load
 from prunelens.models.surgery import num_parameters
 from prunelens.models.variant import Variant
-from prunelens.pruning.apply import Pruned, apply, check_recipe
+from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
 from prunelens.pruning.importance import Ranking
 from prunelens.pruning.matrices import zero_share
 from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
@@ -95,7 +95,7 @@ def _label(item: Compressible, recipe: Recipe | None) -> str:
 def apply_recipes(
     candidates: Sequence[Candidate],
     dense: Model,
-    texts: Sequence[Sequence[int]],
+    calibration: Calibration,
     ranking: Ranking | None,
     reporter: Reporter,
     seed: int,
@@ -103,7 +103,7 @@ def apply_recipes(
     """Make every compressed model that is given as a recipe."""
     for candidate in candidates:
         if candidate.recipe is not None:
-            candidate.pruned = apply(candidate.recipe, dense, texts, ranking, reporter, seed)
+            candidate.pruned = apply(candidate.recipe, dense, calibration, ranking, reporter, seed)
 
 
 def _recipe(item: Compressible) -> Recipe | None:

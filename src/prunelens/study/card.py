@@ -5,13 +5,35 @@ from typing import Any
 
 from prunelens.errors import printable
 from prunelens.models.loading import Model
+from prunelens.models.repair_files import REPAIRS
 from prunelens.pruning.recipe import Recipe
+
+IN_WEIGHTS = "The weights carry it: every program that loads this checkpoint has it."
+IN_FILE = (
+    f"It lies in `{REPAIRS}`, and **only prunelens reads it** (`prunelens.load`). Other programs, plain transformers "
+    "among them, load this checkpoint without its repair: what they run is worse than what was measured here."
+)
 
 
 def model_card(
-    model: Model, recipe: Recipe, calibration: Path | None, notes: tuple[str, ...], findings: dict[str, Any] | None
+    model: Model,
+    recipe: Recipe,
+    calibration: Path | None,
+    notes: tuple[str, ...],
+    findings: dict[str, Any] | None,
+    in_weights: bool = True,
 ) -> str:
-    """Markdown with the front matter that model hubs read."""
+    """Markdown with the front matter that model hubs read.
+
+    Args:
+        model: the dense model.
+        recipe: what was done to it.
+        calibration: the user's calibration texts.
+        notes: what a reader should know.
+        findings: what `compare` said of it.
+        in_weights: whether every program that loads the checkpoint has its repairs, if there are any.
+    """
+    carried = IN_WEIGHTS if in_weights else IN_FILE
     calibrated = str(calibration) if calibration else "the dense model's own greedy texts on the core prompts"
     lines = [
         "---",
@@ -31,6 +53,9 @@ def model_card(
     ]
     if recipe.needs_calibration:
         lines += [f"Calibration: {_text(calibrated)}.", ""]
+    if recipe.repair is not None:
+        fitted = str(calibration) if calibration else "samples of the dense model on prompts of their own"
+        lines += [f"Repair: fitted on {_text(fitted)}. {carried}", ""]
     lines += [f"- {_text(note)}" for note in notes]
     lines += ["", "## What was found against the dense model", ""]
     lines += _found(findings) if findings else ["Nothing was measured. `prunelens compare` measures it."]

@@ -12,12 +12,14 @@ import torch
 
 from prunelens.models.folders import new_folder
 from prunelens.models.loading import Model, load
+from prunelens.pruning.apply import Calibration
+from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.study.bench import Bench
+from prunelens.study.calibration import own_texts, repair_texts
 from prunelens.study.candidates import Candidate, apply_recipes, open_candidates
 from prunelens.study.evaluate import collect
 from prunelens.study.evaluation import EVALUATION
-from prunelens.study.prune import calibration_texts
 from prunelens.study.record import describe_size
 from prunelens.study.settings import silent
 from prunelens.study.stages import Stages, Written
@@ -58,12 +60,12 @@ class Context:
     def calibration(self) -> list[list[int]] | None:
         """The calibration texts that the study names."""
         path = self.given.study.calibration
-        return [list(text) for text in calibration_texts(True, self.dense, Path(path), silent)] if path else None
+        return read_calibration(Path(path), self.dense) if path else None
 
     @cached_property
     def own_texts(self) -> list[list[int]]:
         """What calibrates where nothing is compared and nothing is named."""
-        return self.calibration or [list(text) for text in calibration_texts(True, self.dense, None, silent)]
+        return self.calibration or own_texts(self.dense, silent)
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -94,7 +96,11 @@ def work(context: Context, cell: Cell) -> None:
     run = _compare(context, candidate, cell.seed)
     if run is None:
         assert candidate.recipe is not None
-        texts = context.own_texts if candidate.recipe.needs_calibration else []
+        counted, repaired = candidate.recipe.needs_calibration, candidate.recipe.repair is not None
+        texts = Calibration(
+            context.own_texts if counted else (),
+            context.calibration or repair_texts(dense, silent) if repaired else (),
+        )
         ranking = context.ranking if candidate.recipe.needs_ranking else None
         apply_recipes([candidate], dense, texts, ranking, silent, cell.seed)
     evaluation = None

@@ -10,9 +10,9 @@ from typing import Any
 from prunelens.models.loading import Model, load
 from prunelens.pruning.importance import rank_redundancy
 from prunelens.study.bench import Bench, Found, TaskSettings
+from prunelens.study.calibration import calibrate
 from prunelens.study.candidates import Candidate, Compressible, apply_recipes, open_candidates, parse_candidates
 from prunelens.study.evaluation import EVALUATION, Evaluation, texts_table, values_table
-from prunelens.study.prune import calibration_texts
 from prunelens.study.record import describe_candidate, describe_model, describe_size
 from prunelens.study.scores import score_rows
 from prunelens.study.settings import Reporter, silent
@@ -76,10 +76,10 @@ def _make(
 ) -> None:
     recipes = [candidate.recipe for candidate in candidates if candidate.recipe is not None]
     path = Path(calibration) if calibration is not None else None
-    texts = calibration_texts(any(recipe.needs_calibration for recipe in recipes), model, path, reporter)
+    texts = calibrate(recipes, model, path, reporter)
     ranking = None
     if any(recipe.needs_ranking for recipe in recipes):
-        ranking = rank_redundancy(model, texts, advance=reporter("ranking sublayers", sum(map(len, texts))))
+        ranking = rank_redundancy(model, texts.texts, advance=reporter("ranking sublayers", sum(map(len, texts.texts))))
     apply_recipes(candidates, model, texts, ranking, reporter, seed)
 
 

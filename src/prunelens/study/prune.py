@@ -1,28 +1,29 @@
 """Make a model smaller by a recipe and save it so that it loads elsewhere; say what was reached."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prunelens.errors import PrunelensError
+from prunelens.models.carrying import bias_parameters
 from prunelens.models.export import LAYOUTS, NUM_STEPS, WHAT, export, is_export
 from prunelens.models.folders import check_target, probe_target
 from prunelens.models.loading import Model
 from prunelens.models.quantized import method_of
 from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
+from prunelens.models.repair_files import REPAIRS
 from prunelens.models.surgery import dropped, num_parameters
 from prunelens.models.twin import named_owners, set_weight, twin_of
 from prunelens.pruning.apply import Pruned, apply, check_recipe
-from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.matrices import zero_share
 from prunelens.pruning.recipe import Recipe, parse_recipe
 from prunelens.pruning.steps import QuantizeStep
+from prunelens.study.calibration import calibrate
 from prunelens.study.card import model_card
 from prunelens.study.result import Comparison
-from prunelens.study.settings import Reporter, Settings, silent
-from prunelens.tasks.prompts import encode, prompts
-from prunelens.tracing.generate import Greedy, write
+from prunelens.study.settings import Reporter, silent
+
+NEEDS_US = f"its repairs lie in {REPAIRS} and are read by prunelens alone; other programs load it without them"
 
 
 @dataclass(frozen=True)
@@ -86,24 +87,27 @@ def prune(
     check_recipe(recipe, model)
     probe_target(target, is_export, WHAT)
     findings = _findings(run, recipe, model)
-    texts = calibration_texts(recipe.needs_calibration, model, calibration, reporter)
+    texts = calibrate([recipe], model, calibration, reporter)
     quantized = _quantize_step(recipe)
     steps = tuple(step for step in recipe.steps if step is not quantized)
     plain = Pruned(model, model)
     if steps:
         plain = apply(Recipe(steps=steps), model, texts, reporter=reporter, seed=seed)
     sparsities = plain.zero_share, zero_share(model.anatomy.blocks)
-    stored = replace(plain, model=_in_stored_dtype(plain.model, model))
+    twin = _in_stored_dtype(plain.model, model)
+    stored = replace(plain, model=twin, repairs=tuple(repair.in_dtype(twin.dtype) for repair in plain.repairs))
     finish = _Quantizer(stored, quantized) if quantized else None
-    notes = (*plain.notes, *(finish.notes if finish else ()))
+    in_weights = len(bias_parameters(stored.model, stored.drop, stored.repairs)) == len(stored.repairs)
+    notes = (*plain.notes, *(finish.notes if finish else ()), *(() if in_weights else (NEEDS_US,)))
     exported = export(
         stored.model,
         target,
         plain.drop,
         plain.experts,
+        stored.repairs,
         finish=finish,
         layout=layout,
-        card=model_card(model, recipe, calibration, notes, findings),
+        card=model_card(model, recipe, calibration, notes, findings, in_weights),
         recipe=str(recipe),
         advance=reporter("saving and opening again", NUM_STEPS),
     )
@@ -169,31 +173,11 @@ class _Quantizer:
         save_quantized(plain, target, self._to)
         twin = twin_of(self._pruned.model)
         quantize(twin, self._to)
-        with dropped(twin.anatomy, self._pruned.drop):
+        carried = bias_parameters(self._pruned.model, self._pruned.drop, self._pruned.repairs)
+        with dropped(twin.anatomy, self._pruned.drop, [self._pruned.repairs[index] for index in carried]):
             expected = logits_of(twin.network, twin)
         found = logits_on_reopening(target, twin, finished=True)
         self.max_difference = checked_difference(expected, found, twin.dtype, is_exact=True)
-
-
-def calibration_texts(
-    needed: bool, model: Model, calibration: Path | None, reporter: Reporter
-) -> Sequence[Sequence[int]]:
-    """Token ids of the calibration texts: those given, or what `compare` takes where none is given but needed.
-
-    Raises:
-        PrunelensError: as `read_calibration`.
-    """
-    if calibration is not None:
-        return read_calibration(calibration, model)
-    if not needed:
-        return ()
-    settings = Settings()
-    encoded = encode(prompts(), model, settings.chat_template, settings.max_new_tokens)
-    ids = [prompt.token_ids for prompt in encoded]
-    advance = reporter("writing calibration texts", len(ids) * settings.max_new_tokens)
-    rules = [Greedy() for _ in ids]
-    written = write(model, ids, rules, settings.max_new_tokens, settings.batch_size, advance)
-    return [[*prompt, *text.token_ids] for prompt, text in zip(ids, written, strict=True)]
 
 
 def _in_stored_dtype(changed: Model, dense: Model) -> Model:

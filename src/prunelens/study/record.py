@@ -88,6 +88,16 @@ def describe_pruned(pruned: Pruned) -> dict[str, Any]:
         found["dropped"]["experts"] = {str(layer): list(experts) for layer, experts in pruned.experts.items()}
     if pruned.masked is not None:
         found["masked"] = {"zeros": pruned.masked.zeros, "total": pruned.masked.total}
+    if pruned.mended:
+        found["repaired"] = [
+            {
+                "kind": one.gap.kind,
+                "layers": list(range(one.gap.first, one.gap.last + 1)),
+                "strength": one.strength,
+                "explained": one.explained,
+            }
+            for one in pruned.mended
+        ]
     if pruned.quantized is not None:
         found["quantized"] = pruned.quantized
     return found | {"notes": list(pruned.notes)}

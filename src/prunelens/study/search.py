@@ -7,9 +7,10 @@ from typing import Any
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model
 from prunelens.models.surgery import NOTHING, Drop, num_parameters
-from prunelens.pruning.apply import Pruned, apply, check_recipe
+from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.bench import Bench, Found
+from prunelens.study.calibration import repair_texts
 from prunelens.study.ledger import Ledger
 from prunelens.study.scores import score_rows
 from prunelens.study.settings import Reporter
@@ -193,7 +194,10 @@ class Search:
         """The model that a recipe makes; the last one is kept."""
         if self._last[0] != recipe:
             parsed = parse_recipe(recipe)
-            texts = self.texts() if parsed.needs_calibration else ()
+            texts = Calibration(
+                self.texts() if parsed.needs_calibration else (),
+                repair_texts(self.dense, self.reporter) if parsed.repair else (),
+            )
             self._last = (recipe, apply(parsed, self.dense, texts, reporter=self.reporter))
         assert self._last[1] is not None
         return self._last[1]

@@ -1,0 +1,230 @@
+"""Put back what drops took out, in closed form: each map is fitted on what the model with the earlier ones reads.
+
+The part is still at work while its own map is fitted, so one run gives what it reads and what it adds. Only sums
+are kept (`Moments`), and the streams in front of the next part.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunelens.models.batches import pad_right, plan_batches, with_tokens
+from prunelens.models.loading import Model
+from prunelens.models.repairs import Repair
+from prunelens.models.spans import run_span
+from prunelens.models.streams import BlockPass, SublayerPass, watched_blocks
+from prunelens.models.surgery import Drop, remove
+from prunelens.models.twin import twin_of
+from prunelens.pruning.least_squares import Affine, Moments, choose_strength, limit_rank, solve, squared_error
+from prunelens.pruning.steps import RepairStep
+
+BATCH_TOKENS = 2048
+EVERY = 5
+"""One calibration text of so many is held out while the strength of the ridge is chosen."""
+
+NORM_EPSILON = 1e-6
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Parts that are out and get one map: a sublayer, or blocks that follow one another.
+
+    Attributes:
+        kind: attention, mlp or block.
+        first, last: layers, the same for a sublayer.
+    """
+
+    kind: str
+    first: int
+    last: int
+
+    @property
+    def drop(self) -> Drop:
+        """What is out."""
+        return Drop(**{self.kind: frozenset(range(self.first, self.last + 1))})
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How well a gap was mended.
+
+    Attributes:
+        gap: what was out.
+        strength: of the ridge, in units of the mean variance of the inputs; None for a bias.
+        explained: share of ‖y‖² of what the part adds that is put back, on held-out calibration texts.
+    """
+
+    gap: Gap
+    strength: float | None
+    explained: float
+
+
+def find_gaps(model: Model, drop: Drop) -> list[Gap]:
+    """What is out, in the order in which a token passes it."""
+    gaps: list[Gap] = []
+    for block in model.anatomy.blocks:
+        layer_idx = block.layer_idx
+        if layer_idx in drop.block:
+            follows = gaps and gaps[-1].kind == "block" and gaps[-1].last == layer_idx - 1
+            first = gaps.pop().first if follows else layer_idx
+            gaps.append(Gap("block", first, layer_idx))
+            continue
+        kinds = [part.kind for part in block.sublayers if layer_idx in getattr(drop, part.kind)]
+        gaps += [Gap(kind, layer_idx, layer_idx) for kind in kinds]
+    return gaps
+
+
+def num_block_runs(gaps: Sequence[Gap]) -> int:
+    """How many blocks each calibration token passes while the gaps are mended."""
+    reached = [0, *(gap.first for gap in gaps)]
+    return sum(gap.first - before + gap.last - gap.first + 1 for gap, before in zip(gaps, reached, strict=False))
+
+
+def fit_repairs(
+    model: Model,
+    step: RepairStep,
+    drop: Drop,
+    sequences: Sequence[Sequence[int]],
+    metric: Tensor | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    advance: Advance = lambda tokens: None,
+) -> tuple[list[Repair], list[Fitted]]:
+    """Fit a bias or a map for every part that is out, in order, so that each reads the repaired ones before it.
+
+    Args:
+        model: a model with all parts at work, which stays as it is.
+        step: `repair:bias` or `repair:linear`.
+        drop: what is out.
+        sequences: token ids of the calibration texts.
+        metric: M of the head, (d, d), for a weighted map of limited rank.
+        batch_tokens: tokens run at once.
+        advance: called with the number of tokens that have passed a block, `num_block_runs` times each.
+
+    Raises:
+        PrunelensError: no calibration tokens, or a model that is offloaded.
+    """
+    working = twin_of(model)
+    walk = Walk(working, sequences, step.weighted, batch_tokens, advance)
+    repairs, fitted = [], []
+    for gap in find_gaps(model, drop):
+        fit, held_out = walk.moments(gap.first, gap.last, partial(read_gap, gap))
+        repair, found = _fit(gap, step, fit, held_out, metric)
+        repair = repair.in_dtype(model.dtype)
+        remove(working.anatomy, gap.drop, [repair])
+        repairs.append(repair)
+        fitted.append(found)
+    return repairs, fitted
+
+
+def _fit(gap: Gap, step: RepairStep, fit: Moments, held_out: Moments, metric: Tensor | None) -> tuple[Repair, Fitted]:
+    both = fit + held_out
+    if step.fit == "bias":
+        error = squared_error(held_out, Affine(torch.zeros_like(fit.xy), fit.mean()))
+        return Repair(gap.kind, gap.first, both.mean()), Fitted(gap, None, explained(error, held_out))
+    strength, error = choose_strength(fit, held_out)
+    full = solve(both, strength)
+    if step.rank is None:
+        return Repair(gap.kind, gap.first, full.bias, full.weight), Fitted(gap, strength, explained(error, held_out))
+    down, up, bias = limit_rank(fit, solve(fit, strength), strength, step.rank, metric)
+    error = squared_error(held_out, Affine(down @ up, bias))
+    down, up, bias = limit_rank(both, full, strength, step.rank, metric)
+    return Repair(gap.kind, gap.first, bias, down, up), Fitted(gap, strength, explained(error, held_out))
+
+
+def explained(error: float, held_out: Moments) -> float:
+    """Share of the mean ‖y‖² that an error leaves out."""
+    whole = float(held_out.yy / held_out.weight)
+    return 1 - error / whole if whole else 1.0
+
+
+Passes = dict[tuple[str, int], SublayerPass | BlockPass]
+Read = Callable[[Passes], tuple[Tensor, Tensor, Tensor]]
+"""From what ran to (inputs, targets, stream afterwards), (B, T, ·) each."""
+
+
+def read_gap(gap: Gap, passes: Passes) -> tuple[Tensor, Tensor, Tensor]:
+    """What a part has read (its normed input, or a block's stream), what it has added, and the stream after it."""
+    first, last = passes[gap.kind, gap.first], passes[gap.kind, gap.last]
+    if isinstance(first, BlockPass):
+        return first.before, last.after - first.before, last.after
+    part = first.sublayer
+    source = first.calls[part.chain.index(part.body[0])].source
+    return source.reshape(first.before.shape), first.added, first.after
+
+
+class Walk:
+    """Carries the streams of all calibration texts from one place in a model to the next; never back.
+
+    Args:
+        model: a twin that is changed between the calls.
+        sequences: token ids of the calibration texts.
+        weighted: whether a token counts by d / ‖stream‖², as the final norm lets its residual count.
+        batch_tokens: tokens run at once.
+        advance: as in `fit_repairs`.
+    """
+
+    def __init__(
+        self, model: Model, sequences: Sequence[Sequence[int]], weighted: bool, batch_tokens: int, advance: Advance
+    ) -> None:
+        self._model, self._weighted, self._advance = model, weighted, advance
+        sequences = with_tokens(sequences)
+        lengths = [len(sequence) for sequence in sequences]
+        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
+        for batch in plan_batches(lengths, batch_tokens):
+            ids, own = pad_right([sequences[index] for index in batch], model.device)
+            places = torch.arange(ids.shape[1], device=ids.device)
+            real = places < own.unsqueeze(1)
+            held = torch.tensor([index % EVERY == EVERY - 1 for index in batch], device=ids.device).unsqueeze(1)
+            if len(sequences) < EVERY:
+                held = places >= (own * (EVERY - 1) / EVERY).unsqueeze(1)  # too few texts: the end of each
+            self._batches.append((ids, real & ~held, real & held))
+        self._outputs: list[Any] = [None] * len(self._batches)
+        self._at = 0
+
+    def moments(self, first: int, last: int, read: Read) -> tuple[Moments, Moments]:
+        """Sums over the tokens that fit and over those that are held out, of what `read` finds in blocks first … last.
+
+        The streams stay in front of block `first`, which is at least that of the call before.
+        """
+        found: list[list[Moments]] = [[], []]
+        blocks = self._model.anatomy.blocks[first : last + 1]
+        with torch.no_grad():
+            for index, (ids, *masks) in enumerate(self._batches):
+                self._outputs[index] = run_span(self._model, self._at, first, ids, self._outputs[index])
+                passes: Passes = {}
+                with watched_blocks(blocks, partial(_note, passes)):
+                    run_span(self._model, first, last + 1, ids, self._outputs[index])
+                inputs, targets, after = read(passes)
+                for parts, mask in zip(found, masks, strict=True):
+                    parts.append(self._sum(inputs, targets, after, mask))
+                self._advance((last + 1 - self._at) * int((masks[0] | masks[1]).sum()))
+        self._at = first
+        fit, held_out = _total(found[0]), _total(found[1])
+        return fit, held_out if held_out.weight > 0 else fit
+
+    def _sum(self, inputs: Tensor, targets: Tensor, after: Tensor, mask: Tensor) -> Moments:
+        mask = mask.to(inputs.device)
+        if self._weighted:
+            weights = 1 / (after[mask].double().square().mean(-1) + NORM_EPSILON)
+        else:
+            weights = torch.ones(int(mask.sum()), device=inputs.device)
+        return Moments.of(inputs[mask], targets[mask], weights)
+
+
+def _note(passes: Passes, passed: BlockPass) -> None:
+    passes["block", passed.block.layer_idx] = passed
+    for part in passed.sublayers:
+        passes[part.sublayer.kind, passed.block.layer_idx] = part
+
+
+def _total(parts: list[Moments]) -> Moments:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
