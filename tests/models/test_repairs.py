@@ -95,8 +95,7 @@ def contribution(part: Sublayer, passed: BlockPass) -> Tensor:
     return part.scale * output.reshape(passed.before.shape)
 
 
-@pytest.mark.parametrize("kind", ["attention", "mlp"])
-@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize(("kind", "rank"), [("attention", None), ("mlp", 3)])
 def test_a_repair_adds_its_map_of_what_the_sublayer_reads(any_family: str, kind: str, rank: int | None) -> None:
     model = opened(any_family)
     layer_idx = layer_for(model.anatomy, kind)
@@ -128,11 +127,10 @@ def test_a_repair_adds_its_map_of_what_the_sublayer_reads(any_family: str, kind:
     assert added.abs().mean() > 0.1
 
 
-@pytest.mark.parametrize("rank", [None, 3])
-def test_a_repaired_block_adds_its_map_of_the_stream(any_family: str, rank: int | None) -> None:
+def test_a_repaired_block_adds_its_map_of_the_stream(any_family: str) -> None:
     model = opened(any_family)
     block = model.anatomy.blocks[1]
-    repair = some_repair("block", 1, rank)
+    repair = some_repair("block", 1)
     seen: list[BlockPass] = []
     with (
         dropped(model.anatomy, only("block", 1), [repair]),
@@ -176,21 +174,20 @@ def test_all_kinds_at_once(any_family: str) -> None:
 
 
 def test_a_repair_of_zeros_is_a_plain_drop(any_family: str) -> None:
+    # falcon and falcon one norm fail as of this writing: their layers add in place to a view of the bias
     model = opened(any_family)
     for kind, layer_idx in cases(model.anatomy):
         drop = only(kind, layer_idx)
         with dropped(model.anatomy, drop):
             expected = logits(model.network)
-        for nothing in (
-            Repair(kind, layer_idx, torch.zeros(32)),
-            Repair(kind, layer_idx, torch.zeros(32), torch.zeros(32, 32)),
-            Repair(kind, layer_idx, torch.zeros(32), torch.zeros(32, 2), torch.zeros(2, 32)),
-        ):
-            with dropped(model.anatomy, drop, [nothing]):
+        nothing = Repair(kind, layer_idx, torch.zeros(32), torch.zeros(32, 2), torch.zeros(2, 32))
+        for repair in (nothing, Repair(kind, layer_idx, torch.zeros(32))):
+            with dropped(model.anatomy, drop, [repair]):
                 assert torch.equal(logits(model.network), expected), kind
 
 
 def test_a_bias_alone_is_added_at_every_token(any_family: str) -> None:
+    # falcon and falcon one norm fail as of this writing, as above
     model = opened(any_family)
     for kind, layer_idx in cases(model.anatomy):
         bias = torch.randn(32)
@@ -200,6 +197,18 @@ def test_a_bias_alone_is_added_at_every_token(any_family: str) -> None:
             found = logits(model.network)
         with dropped(model.anatomy, only(kind, layer_idx), [mapped]):
             assert torch.allclose(found, logits(model.network), rtol=1e-6, atol=1e-6), kind
+
+
+def test_a_bias_stays_as_it_is_when_it_has_run(any_family: str) -> None:
+    """At one token in one row, as in a step of generation, a view of the bias would be written to by some layers."""
+    # falcon and falcon one norm fail as of this writing: the bias is another one after each token
+    model = opened(any_family)
+    for kind, layer_idx in cases(model.anatomy):
+        repair = Repair(kind, layer_idx, torch.ones(32))
+        with dropped(model.anatomy, only(kind, layer_idx), [repair]):
+            first = logits(model.network, IDS[:1, :1])
+            assert torch.equal(repair.bias, torch.ones(32)), kind
+            assert torch.equal(logits(model.network, IDS[:1, :1]), first), kind
 
 
 def test_a_block_removed_for_good_equals_one_that_is_dropped(any_family: str) -> None:
@@ -235,7 +244,12 @@ def greedy(network: Any, ids: Tensor, count: int) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "places",
-    [[("attention", 0)], [("attention", 1), ("mlp", 1)], [("block", 0)], [("attention", 0), ("block", 1), ("block", 2)]],
+    [
+        [("attention", 0)],
+        [("attention", 1), ("mlp", 1)],
+        [("block", 0)],
+        [("attention", 0), ("block", 1), ("block", 2)],
+    ],
     ids=str,
 )
 def test_cached_generation_equals_reading_everything_again(family: str, places: list[tuple[str, int]]) -> None:
@@ -319,19 +333,21 @@ def test_nothing_is_removed_from_the_model_that_a_twin_was_made_of(any_family: s
 
 def test_copies_of_a_repaired_twin_compute_the_same(any_family: str) -> None:
     model = opened(any_family)
-    for kind, layer_idx in cases(model.anatomy):
-        twin = repaired_twin(model, only(kind, layer_idx), some_repair(kind, layer_idx))
-        expected = logits(twin.network)
-        copied, again = copy.deepcopy(twin.network), twin_of(twin)
-        assert torch.equal(logits(copied), expected), kind
-        assert torch.equal(logits(again.network), expected), kind
-        assert installed_repairs(again.network)[0][0] == installed_repairs(twin.network)[0][0]
-        assert installed_repairs(again.network)[0][1] is not installed_repairs(twin.network)[0][1]
-        for network in (copied, again.network):  # its repair is what runs in the copy, and in the copy only
-            [(_, repair)] = installed_repairs(network)
-            set_weight(repair, "bias", repair.bias + 1)
-            assert not torch.allclose(logits(network), expected, atol=1e-3), kind
-        assert torch.equal(logits(twin.network), expected), kind
+    places = {kind: layer_idx for kind, layer_idx in cases(model.anatomy) if kind != "block"} | {"block": 3}
+    drop = Drop(**{kind: frozenset([layer_idx]) for kind, layer_idx in places.items()})
+    twin = repaired_twin(model, drop, *(some_repair(kind, layer_idx) for kind, layer_idx in places.items()))
+    expected, own = logits(twin.network), dict(installed_repairs(twin.network))
+    for network in (copy.deepcopy(twin.network), twin_of(twin).network):
+        assert torch.equal(logits(network), expected)
+        found = dict(installed_repairs(network))
+        assert found.keys() == own.keys()
+        assert len(found) == len(places)
+        for name, repair in found.items():  # what is changed there runs there, and there only
+            assert repair is not own[name]
+            before = logits(network)
+            set_weight(repair, "bias", repair.bias + torch.linspace(0, 1, 32))
+            assert not torch.allclose(logits(network), before, atol=1e-3), name
+    assert torch.equal(logits(twin.network), expected)
 
 
 def test_a_repair_is_part_of_the_network() -> None:
@@ -352,7 +368,7 @@ def test_a_repair_counts_moves_and_rounds() -> None:
     repair = some_repair("mlp", 1, 4)
     source = torch.randn(2, 3, 32)
     assert repair.num_parameters == 32 + 2 * 4 * 32
-    moved = repair.at(3)
+    moved = repair.at("mlp", 3)
     assert (moved.kind, moved.layer_idx, repair.layer_idx) == ("mlp", 3, 1)
     assert torch.equal(moved(source), repair(source))
     rounded = repair.in_dtype(torch.bfloat16)

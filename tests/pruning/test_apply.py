@@ -8,25 +8,26 @@ from conftest import tiny_model, tiny_network
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import wrap
 from prunelens.models.surgery import Drop, dropped
-from prunelens.pruning.apply import apply
+from prunelens.pruning.apply import Calibration, apply
 from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
 
 TEXTS = [
     torch.randint(3, 97, (length,), generator=torch.Generator().manual_seed(length)).tolist() for length in (15, 9)
 ]
+CALIBRATION = Calibration(TEXTS)
 IDS = torch.tensor([TEXTS[0]])
 
 
 def logits(recipe: str, family: str = "llama") -> torch.Tensor:
-    variant = apply(parse_recipe(recipe), tiny_model(family), TEXTS).variant
+    variant = apply(parse_recipe(recipe), tiny_model(family), CALIBRATION).variant
     with torch.inference_mode(), variant.running() as model:
         return model.network(IDS).logits
 
 
 def test_drops_alone_need_no_second_model() -> None:
     model = tiny_model()
-    pruned = apply(parse_recipe("drop-attention:1+drop-mlp@2"), model, TEXTS)
+    pruned = apply(parse_recipe("drop-attention:1+drop-mlp@2"), model, CALIBRATION)
     assert pruned.model is model
     assert pruned.variant.model is model
     assert pruned.drop.mlp == frozenset([2])
@@ -57,8 +58,8 @@ def test_the_other_way_round_the_mask_sees_everything() -> None:
 @pytest.mark.parametrize("first", ["wanda:0.5+", ""])
 def test_iterative_ranks_what_is_left(first: str) -> None:
     model = tiny_model(seed=3)
-    pruned = apply(parse_recipe(f"{first}drop-sublayers:3,iterative"), model, TEXTS)
-    base = apply(parse_recipe(f"{first}drop-sublayers@a0"), model, TEXTS).model
+    pruned = apply(parse_recipe(f"{first}drop-sublayers:3,iterative"), model, CALIBRATION)
+    base = apply(parse_recipe(f"{first}drop-sublayers@a0"), model, CALIBRATION).model
     drop = Drop()
     for _ in range(3):
         with dropped(base.anatomy, drop):
@@ -70,8 +71,8 @@ def test_iterative_ranks_what_is_left(first: str) -> None:
 
 def test_without_iterative_the_dense_ranking_counts() -> None:
     model = tiny_model(seed=3)
-    once = apply(parse_recipe("drop-attention:2"), model, TEXTS).drop
-    assert apply(parse_recipe("wanda:0.5+drop-attention:1+drop-attention:1"), model, TEXTS).drop == once
+    once = apply(parse_recipe("drop-attention:2"), model, CALIBRATION).drop
+    assert apply(parse_recipe("wanda:0.5+drop-attention:1+drop-attention:1"), model, CALIBRATION).drop == once
 
 
 def test_a_pruned_model_runs_without_what_is_out() -> None:
@@ -92,7 +93,7 @@ def test_a_pruned_model_runs_without_what_is_out() -> None:
 
 def test_experts_then_masks() -> None:
     model = tiny_model("mixtral")
-    pruned = apply(parse_recipe("drop-experts:0.25+wanda:2:4"), model, TEXTS)
+    pruned = apply(parse_recipe("drop-experts:0.25+wanda:2:4"), model, CALIBRATION)
     assert all(len(experts) == 1 for experts in pruned.experts.values())
     gone = {f"model.layers.{layer}.mlp.experts.down_proj[{expert}]" for layer, (expert,) in pruned.experts.items()}
     assert pruned.masked is not None
@@ -116,4 +117,4 @@ def test_experts_then_masks() -> None:
 )
 def test_what_the_model_does_not_have_is_refused(family: str, recipe: str, said: str) -> None:
     with pytest.raises(PrunelensError, match=said):
-        apply(parse_recipe(recipe), tiny_model(family), TEXTS)
+        apply(parse_recipe(recipe), tiny_model(family), CALIBRATION)

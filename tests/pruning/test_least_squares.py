@@ -213,6 +213,7 @@ def test_noise_alone_is_held_down_more_than_a_clear_map() -> None:
 
 @pytest.mark.parametrize("value", [0.5, 0.3])
 def test_inputs_that_never_change_give_the_mean_and_no_map(value: float) -> None:
+    # fails as of this writing: the variance is a difference of sums, so that rounding leaves 1e-17 instead of 0
     _, y, w = some_data()
     moments = Moments.of(torch.full((len(y), INPUTS), value, dtype=torch.float64), y, w)
     found = solve(moments, 0.1)

@@ -36,6 +36,7 @@ from prunelens.study.held_out import NUM_RANDOM, compared, cosine_drop, kl_by_pr
 from prunelens.study.ledger import Ledger, OutOfTimeError
 from prunelens.study.search import (
     PATIENCE,
+    REPAIR,
     SPARSITIES,
     Aim,
     Search,
@@ -371,17 +372,19 @@ def test_drops_take_the_least_damage_per_byte(
 
     monkeypatch.setattr(search_module, "WIDTH", width)
     monkeypatch.setattr(search, "_damage", damage)
+    monkeypatch.setattr(search, "_final_damage", lambda recipe: float(len(recipe)))
     asked = judging(search, keeps)
     search.drops()
     recipes, candidates = expected_path(search.dense, width, keeps)
-    assert asked == recipes
+    assert asked == [recipe + repair for recipe in recipes for repair in ("", f"+{REPAIR}")]
     assert measured == candidates
-    assert [one.size for one in search.tried] == list(range(1, len(recipes) + 1))
+    assert [one.size for one in search.tried[::2]] == list(range(1, len(recipes) + 1))
     assert len(recipes) == {(): 7, (1, 2): 2, (2, 4, 5): 5, (3, 4): 4, (1, 3, 5, 7): 7}[failing]
-    for one in search.tried:
-        (step,) = parse_recipe(one.recipe).steps
-        assert one.kl == pytest.approx(cost_of(choose(step, search.dense, None, NOTHING)))
-        assert one.family == "drops"
+    for plain, repaired in zip(search.tried[::2], search.tried[1::2], strict=True):
+        (step,) = parse_recipe(plain.recipe).steps
+        assert plain.kl == pytest.approx(cost_of(choose(step, search.dense, None, NOTHING)))
+        assert (plain.family, repaired.family) == ("drops", "repaired drops")
+        assert repaired.kl == len(repaired.recipe)
 
 
 def test_what_is_left_in_an_invented_path_depends_on_bytes(dense: Model) -> None:
@@ -577,7 +580,7 @@ def copied(undisturbed: tuple[Advice, int], target: Path, wanted: Callable[[dict
 
 
 def lasting(advice: Advice) -> dict[str, Any]:
-    return {name: value for name, value in advice.info.items() if name not in ("created", "seconds")}
+    return {name: value for name, value in advice.info.items() if name not in ("created", "seconds", "speeds")}
 
 
 def test_a_whole_search(undisturbed: tuple[Advice, int], dense: Model) -> None:
@@ -592,11 +595,11 @@ def test_a_whole_search(undisturbed: tuple[Advice, int], dense: Model) -> None:
     assert found.folder.name == USE
     assert {path.name for path in found.folder.parent.iterdir()} == {"advice.json", "answers", USE}
     rows = found.tables["tried"].to_pylist()
-    assert {"formats", "masks", "drops"} <= {row["family"] for row in rows}
+    assert {"formats", "masks", "drops", "repaired drops"} <= {row["family"] for row in rows}
     assert len({row["recipe"] for row in rows}) == len(rows)
     for row in rows:
         assert row["keeps"] == (row["loss"] <= 1)
-        assert (row["kl"] is None) == (row["family"] != "drops")
+        assert (row["kl"] is None) == (row["family"] not in ("drops", "repaired drops"))
     keeping = [row for row in rows if row["keeps"]]
     assert keeping
     best = max(keeping, key=lambda row: (row["bytes_saved"], row["zeros"], -row["loss"]))

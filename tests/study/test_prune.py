@@ -23,7 +23,7 @@ from conftest import COMMON, tiny_network, tiny_tokenizer, words
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, load
 from prunelens.models.surgery import num_parameters
-from prunelens.pruning.apply import Pruned, apply
+from prunelens.pruning.apply import Calibration, Pruned, apply
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.card import model_card
@@ -86,7 +86,7 @@ def variant_logits(pruned: Pruned) -> torch.Tensor:
 
 
 def pruned_in_memory(model: Model, recipe: str, texts: Path) -> Pruned:
-    return apply(parse_recipe(recipe), model, read_calibration(texts, model))
+    return apply(parse_recipe(recipe), model, Calibration(read_calibration(texts, model)))
 
 
 def zeros(network: Any) -> float:
@@ -206,7 +206,7 @@ def test_experts_are_sliced(texts: Path, tmp_path: Path, recipe: str) -> None:
     model, target = load(folder), tmp_path / "out"
     found = prune(model, parse_recipe(recipe), target, calibration=texts, seed=3)
     network = AutoModelForCausalLM.from_pretrained(target, device_map="cpu")
-    expected = apply(parse_recipe(recipe), load(folder), read_calibration(texts, model), seed=3)
+    expected = apply(parse_recipe(recipe), load(folder), Calibration(read_calibration(texts, model)), seed=3)
     assert torch.allclose(logits(network), variant_logits(expected), atol=1e-5)
     left = 2 if "uniform" in recipe else 3
     assert network.config.num_local_experts == left
@@ -235,7 +235,7 @@ def test_bfloat16_stays_bfloat16(texts: Path, tmp_path: Path, recipe: str) -> No
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
     if "quantize" not in recipe:
         assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
-        expected = apply(parse_recipe(recipe), load(folder), read_calibration(texts, model))
+        expected = apply(parse_recipe(recipe), load(folder), Calibration(read_calibration(texts, model)))
         weights = dict(expected.model.network.named_parameters())
         silenced = "layers.1.self_attn.o_proj"
         differing = [name for name in stored if not torch.equal(stored[name], weights[name].bfloat16())]
@@ -266,7 +266,7 @@ def test_the_calibration_is_used(checkpoint: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         prune(model, parse_recipe("wanda:0.5"), tmp_path / f"out-{name}", calibration=tmp_path / f"{name}.npy")
         stored.append(reopened(tmp_path / f"out-{name}"))
-    expected = apply(parse_recipe("wanda:0.5"), load(checkpoint), rows[:1].tolist())
+    expected = apply(parse_recipe("wanda:0.5"), load(checkpoint), Calibration(rows[:1].tolist()))
     assert torch.equal(logits(stored[0]), variant_logits(expected))
     assert not torch.equal(logits(stored[0]), logits(stored[1]))
 
@@ -295,7 +295,7 @@ def test_without_calibration_the_models_own_texts_are_written(
     for ids in ([3, 4, 5], [6, 7]):
         text = network.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False, eos_token_id=2, pad_token_id=0)
         own.append(text[0].tolist())
-    expected = apply(parse_recipe("wanda:0.5"), load(checkpoint), own)
+    expected = apply(parse_recipe("wanda:0.5"), load(checkpoint), Calibration(own))
     assert torch.allclose(logits(reopened(tmp_path / "own")), variant_logits(expected), atol=1e-5)
     asked.clear()
     prune(model, parse_recipe("magnitude:0.5"), tmp_path / "none", reporter=reporter)
@@ -532,7 +532,7 @@ def test_what_is_quantised_already_is_refused_before_any_work(
 ) -> None:
     assert cli("prune", "checkpoint", "quantize:int8", "-o", "small")[0] == 0
     load("small")  # its fingerprint is known
-    monkeypatch.setattr("prunelens.study.prune.calibration_texts", lambda *args: pytest.fail("too late"))
+    monkeypatch.setattr("prunelens.study.prune.calibrate", lambda *args: pytest.fail("too late"))
     assert "small is quantised" in refused(cli, tmp_path, "small", recipe, "-o", "out")
 
 

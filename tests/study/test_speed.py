@@ -468,7 +468,7 @@ def test_calibration_texts_are_read_where_given(
     monkeypatch.setattr(benchmark_module, "apply_recipes", watched)
     benchmark(model, [recipe], SMALL, text)
     ((texts, ranking),) = taken
-    assert [token for row in texts for token in row if token > 2] == list(range(3, 40))
+    assert [token for row in texts.texts for token in row if token > 2] == list(range(3, 40))
     assert (ranking is None) == (recipe == "wanda:0.5")
     with pytest.raises(PrunelensError, match="nowhere"):
         benchmark(model, [recipe], SMALL, tmp_path / "nowhere.txt")

@@ -6,7 +6,8 @@ before wrote, and the ends of the chains are added to the residual stream. Nothi
 nothing is believed before the stream, the logits and causality have been checked on real numbers.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -152,7 +153,7 @@ def _find_anatomy(model: nn.Module) -> Anatomy:
     layers = _find_layers(decoder, names)
     watched = [child for layer in layers for child in layer.children()]
     seen, hidden = watch(decoder, [*layers, *watched, *decoder.children()], ids)
-    blocks = tuple(_find_block(idx, layer, seen, names) for idx, layer in enumerate(layers))
+    blocks = _with_scales([_find_block(idx, layer, seen, names) for idx, layer in enumerate(layers)])
     _check_stream(seen, layers, names)
     final_norm = _find_final_norm(seen, layers[-1], decoder, hidden, names)
     logits = check_head(model, head_of(model), ids, hidden)
@@ -203,14 +204,25 @@ def _find_block(layer_idx: int, layer: nn.Module, seen: dict[nn.Module, Seen], n
     return Block(layer_idx, name, layer, "parallel" if parallel else "sequential", found, whole.num_outputs)
 
 
+def _with_scales(blocks: list[Block]) -> tuple[Block, ...]:
+    """With the factor that other blocks know for a sublayer whose own zeros tell none."""
+    known = [part for block in blocks for part in block.sublayers if not math.isnan(part.scale)]
+
+    def settled(part: Sublayer) -> Sublayer:
+        same = [one.scale for one in known if one.kind == part.kind] or [one.scale for one in known]
+        return replace(part, scale=same[0] if same else 1.0) if math.isnan(part.scale) else part
+
+    return tuple(replace(block, sublayers=tuple(map(settled, block.sublayers))) for block in blocks)
+
+
 def _check_middle(source: Tensor, chains: list[Chain], scales: list[float], parallel: bool, name: str) -> None:
     """Each chain reads the stream as the ones before left it, and knows no other factor than 1 if it adds inside."""
     stream = source
     for chain, scale in zip(chains, scales, strict=True):
         expect_close(chain.source.reshape(stream.shape), stream, f"residual stream inside {name}")
-        if chain.residual_at is not None and (scale != 1 or parallel):
+        if chain.residual_at is not None and (parallel or not (scale == 1 or math.isnan(scale))):
             raise UnprovedError(f"expected {name} to use a stream that its parts return, found that it changes it")
-        if not parallel:
+        if not parallel and not math.isnan(scale):
             stream = stream + scale * chain.contribution.reshape(stream.shape)
 
 

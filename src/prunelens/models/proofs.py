@@ -48,17 +48,23 @@ def expect_close(found: Tensor, expected: Tensor, part: str) -> None:
 
 
 def solve_scales(source: Tensor, result: Tensor, parts: Sequence[Tensor], name: str) -> list[float]:
-    """Numbers s with result = source + Σ s·part; 1 for every family without a residual multiplier."""
+    """Numbers s with result = source + Σ s·part; 1 for every family without a residual multiplier.
+
+    NaN for a part that is zero throughout, as in a checkpoint with zeroed weights: any number would do.
+    """
     if not parts or any(part.numel() != source.numel() for part in parts):
         raise UnprovedError(f"expected parts in {name} that add up to its residual stream, found none")
     wanted = (result - source).double().flatten().cpu()
     matrix = torch.stack([part.double().flatten().cpu() for part in parts], dim=1)
     tolerance = _tolerance(result.dtype, *(part.dtype for part in parts))
     tolerance *= max(float(source.double().norm()), float(result.double().norm()))
+    told = matrix.any(dim=0)
+    solution = torch.full((len(parts),), torch.nan, dtype=torch.float64)
     if float((matrix.sum(dim=1) - wanted).norm()) <= tolerance:
-        return [1.0] * len(parts)
-    solution = torch.linalg.lstsq(matrix, wanted.unsqueeze(1)).solution.squeeze(1)
-    if float((matrix @ solution - wanted).norm()) > tolerance:
+        solution[told] = 1.0
+        return [float(value) for value in solution]
+    solution[told] = torch.linalg.lstsq(matrix[:, told], wanted.unsqueeze(1)).solution.squeeze(1)
+    if float((matrix[:, told] @ solution[told] - wanted).norm()) > tolerance:
         raise UnprovedError(
             f"expected {name} to add its sublayers' outputs to the residual stream, found other numbers"
         )

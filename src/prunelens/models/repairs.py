@@ -43,7 +43,7 @@ class Repair(nn.Module):
         """What is added to the stream where the part has read `source`: its normed input, or a block's stream."""
         bias = self.bias.to(source.device)
         if self.down is None:
-            return bias.expand(source.shape)
+            return bias.expand(source.shape).clone()  # families add to it in place
         mapped = source @ self.down.to(source.device)
         return (mapped if self.up is None else mapped @ self.up.to(source.device)) + bias
 

@@ -13,6 +13,9 @@ from torch import Tensor
 STRENGTHS = tuple(10.0**exponent for exponent in (-8, -7, -6, -5, -4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5, 0, 1, 2))
 """Ridge strengths that are tried, in units of the mean variance of the inputs."""
 
+ROUNDING = 1e-14
+"""Variance below this share of the mean square is what float64 sums leave of none."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -72,8 +75,10 @@ class Affine:
 def solve(moments: Moments, strength: float, with_bias: bool = True) -> Affine:
     """The map with the least Σw‖y − xW − b‖² / Σw + λ‖W‖², where λ = strength · mean variance of x (R2)."""
     xx, xy = moments.centred(with_bias)
-    ridge = strength * xx.diagonal().mean()
-    if not ridge > 0:  # the inputs are all the same, so that no map can do more than the mean
+    variance = xx.diagonal().mean()
+    ridge = strength * variance
+    rounding = ROUNDING * (moments.xx / moments.weight).diagonal().mean()
+    if not variance > rounding:  # the inputs are all the same, so that no map can do more than the mean
         return _with_bias(moments, torch.zeros_like(xy), with_bias)
     eye = torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
     return _with_bias(moments, torch.linalg.solve(xx + ridge * eye, xy), with_bias)

@@ -13,6 +13,7 @@ from prunelens.report.wording import number, percent, shorten
 from prunelens.study.store import Run
 
 Row = Mapping[str, Any]
+SAVED, ZEROS = "bytes saved, %", "zeros in the blocks' matrices, %"
 
 
 def render_advice(run: Run) -> str:
@@ -34,6 +35,8 @@ def render_advice(run: Run) -> str:
             verdicts=_as_summary(info),
             held_out=[_kl_cells(row) for row in info["held_out"]["kl"]],
             use=info["held_out_use"],
+            speeds=[_speed_cells(row) for row in info["speeds"]],
+            device=next((row["device"] for row in info["speeds"]), ""),
             tried=[_tried_cells(row, info["chosen"]) for row in run.tables["tried"].to_pylist()],
             figures=[figure] if figure else [],
             notes=info["notes"],
@@ -121,6 +124,16 @@ def _kl_cells(row: Row) -> dict[str, str]:
     }
 
 
+def _speed_cells(row: Row) -> dict[str, str]:
+    ratio = row["decode_ratio"]
+    return {
+        "recipe": shorten(row["recipe"], 90),
+        "speed": number(row["decode_tokens_per_second"]),
+        "ratio": f"{ratio['median']:.2f} [{ratio['low']:.2f} to {ratio['high']:.2f}]" if ratio else "1",
+        "kv": f"{row['kv_bytes_per_token']:,.0f}",
+    }
+
+
 def _tried_cells(row: Row, chosen: Row | None) -> dict[str, Any]:
     return {
         "recipe": shorten(row["recipe"], 90),
@@ -139,17 +152,19 @@ def path_figure(tried: list[Row], aim: Row) -> Figure | None:
     if not families:
         return None
     panels, lost = [], 100 * (1 - aim["keep"])
-    for title, quantity, column, wanted in (
-        ("Drops and formats", "bytes saved, %", "bytes_saved", [one for one in families if one != "masks"]),
-        ("Masks", "zeros in the blocks' matrices, %", "zeros", [one for one in families if one == "masks"]),
+    lost_words = "lost / tolerance, no unit"
+    for title, quantity, columns, words, wanted in (
+        ("Drops and formats", SAVED, ("bytes_saved", "loss"), lost_words, [one for one in families if one != "masks"]),
+        ("Masks", ZEROS, ("zeros", "loss"), lost_words, [one for one in families if one == "masks"]),
+        ("Drops: damage at the head", SAVED, ("bytes_saved", "kl"), "KL, nats per token", families),
     ):
-        traces = [_trace(tried, family, column, families.index(family)) for family in wanted]
-        if traces:
+        traces = [_trace(tried, family, columns, families.index(family)) for family in wanted]
+        if any(trace["x"] for trace in traces):
             line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1, "line": {"color": MUTED}}
             layout = {
                 "xaxis": axis(quantity),
-                "yaxis": axis("lost / tolerance, no unit"),
-                "shapes": [line],
+                "yaxis": axis(words),
+                "shapes": [line] if columns[1] == "loss" else [],
                 "showlegend": False,
             }
             panels.append(Panel(title, draw(traces, layout), height=300))
@@ -163,14 +178,16 @@ def path_figure(tried: list[Row], aim: Row) -> Figure | None:
     )
 
 
-def _trace(tried: list[Row], family: str, column: str, place: int) -> dict[str, Any]:
-    rows = sorted((row for row in tried if row["family"] == family), key=lambda row: row[column])
+def _trace(tried: list[Row], family: str, columns: tuple[str, str], place: int) -> dict[str, Any]:
+    across, up = columns
+    rows = [row for row in tried if row["family"] == family and row[up] is not None]
+    rows.sort(key=lambda row: row[across])
     style = look(place, family)
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "x": [100 * row[column] for row in rows],
-        "y": [row["loss"] for row in rows],
+        "x": [100 * row[across] for row in rows],
+        "y": [row[up] for row in rows],
         "text": [plot_text(row["recipe"]) for row in rows],
         "name": style.name,
         "line": {"color": style.colour},

@@ -15,12 +15,14 @@ from prunelens.study.store import Run
 from prunelens.study.sweep_tables import is_drop, is_mask
 
 LOOPS = "long-generation, loops"
+KL = "KL per token"
 QUANTITY = {
     "retrieval": "share of the dense score kept, %",
     "multiple-choice": "share of the dense score kept, %",
     "short-generation": "share of the dense score kept, %",
     "long-generation": "excess NLL, nats per token",
     LOOPS: "more looping texts, points",
+    KL: "nats",
 }
 """What each panel of damage against size shows."""
 
@@ -153,6 +155,8 @@ def _curve(
 
 def _shown(rows: Mapping[str, Sequence[Row]], key: str, title: str) -> float | None:
     """The value of a cell in a panel."""
+    if title == KL:
+        return next(row["kl"] for row in rows["cells"] if row["key"] == key)
     if title == LOOPS:
         found = [row["difference"] for row in rows["scores"] if row["key"] == key and row["decides"] == "loops"]
         return 100 * sum(found) / len(found) if found else None

@@ -33,7 +33,7 @@ SCHEMAS = {
 """`tried`: what the search measured; `held_out`: mean KL on each prompt that the search did not see."""
 
 ADVICE = Kind(
-    "prunelens-advice", 1, SCHEMAS, ("dense", "aim", "chosen", "held_out", "verdicts"), "advice folder", "advise"
+    "prunelens-advice", 2, SCHEMAS, ("dense", "aim", "chosen", "held_out", "verdicts"), "advice folder", "advise"
 )
 
 

@@ -59,7 +59,8 @@ def _as_saved(speed: Speed, found: Candidate) -> Speed:
         return replace(speed, notes=(*speed.notes, *(found.model.notes if found.model is not None else ())))
     pruned, notes = found.pruned, [*speed.notes, *found.pruned.notes]
     if pruned.drop.attention or pruned.drop.mlp:
-        notes.append("saved, its single sublayers stay on disk as zeros, unless --format nemotron-nas leaves them out")
+        left_out = "" if pruned.repairs else ", unless --format nemotron-nas leaves them out"
+        notes.append(f"saved, its single sublayers stay on disk as zeros{left_out}")
     if pruned.experts:
         notes.append("its dropped experts stay in memory here; a saved checkpoint leaves them out")
     return replace(speed, weight_bytes_stored=_saved_bytes(pruned), notes=tuple(notes))

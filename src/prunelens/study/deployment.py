@@ -10,10 +10,15 @@ from prunelens.models.record import record_of
 from prunelens.models.surgery import Drop
 from prunelens.pruning.importance import choose
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.pruning.steps import MaskStep, QuantizeStep, Step
+from prunelens.pruning.steps import MaskStep, QuantizeStep, RepairStep, Step
 
 SERVED = "saved with --format nemotron-nas, vLLM, SGLang and llama.cpp leave them out"
 ZEROED = "single sublayers: plain transformers and vLLM load it with zeros in their place, no smaller and no faster"
+REPAIRED = {
+    "bias": "the repair lies in biases where the family has them, else in a file that prunelens alone reads",
+    "linear": "its maps lie in a file that prunelens alone reads: other programs load it without the repair",
+    "folded": "the repair lies in the weights before the cut: every program has it",
+}
 
 
 def loads_where(recipe: str, model: Model) -> str:
@@ -28,8 +33,12 @@ def loads_where(recipe: str, model: Model) -> str:
         elif isinstance(step, Step) and step.kinds == ("block",):
             said.append("whole blocks are cut: plain transformers and vLLM load it, smaller and faster")
         elif isinstance(step, Step):
-            served = not any(isinstance(other, QuantizeStep) for other in steps) and _is_served(step, model)
+            others = [other for other in steps if isinstance(other, QuantizeStep | RepairStep)]
+            served = all(isinstance(other, RepairStep) and other.fit == "folded" for other in others)
+            served = served and _is_served(step, model)
             said.append(f"{ZEROED}; {SERVED if served else 'prunelens leaves them out'}")
+        elif isinstance(step, RepairStep):
+            said.append(REPAIRED[step.fit])
         else:
             said.append("fewer experts: plain transformers loads it, smaller")
     return "; ".join(said)

@@ -11,6 +11,7 @@ from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.bench import Bench, Found
 from prunelens.study.calibration import repair_texts
+from prunelens.study.held_out import kl_by_prompt
 from prunelens.study.ledger import Ledger
 from prunelens.study.scores import score_rows
 from prunelens.study.settings import Reporter
@@ -25,6 +26,8 @@ WIDTH = 12
 PATIENCE = 2
 """The path of drops ends after so many sizes in a row that do not keep the use."""
 MASK = "wanda"
+REPAIR = "repair:linear,weighted"
+REPAIRED = "repaired drops"
 FORMATS = ("int8", "int4")
 
 
@@ -89,7 +92,10 @@ class Search:
     _last: tuple[str, Pruned | None] = field(default=("", None), init=False, repr=False)
 
     def drops(self) -> None:
-        """Take out one sublayer after the other, each time the one with the least damage per byte, and judge."""
+        """Take out one sublayer after the other, each time the one with the least damage per byte; judge each size.
+
+        A repair is tried at each size; the order of the drops is that without it.
+        """
         drop, known, kl, failed = NOTHING, dict[Part, float](), 0.0, 0
         left = self._sublayers()
         while len(left) > 1 and failed < PATIENCE:
@@ -103,7 +109,9 @@ class Search:
             left.remove(best)
             tried = self._judge(recipe_of(drop), "drops", float(_count(drop)))
             tried.kl = kl
-            failed = 0 if tried.keeps else failed + 1
+            repaired = self._judge(f"{recipe_of(drop)}+{REPAIR}", REPAIRED, float(_count(drop)))
+            repaired.kl = self._final_damage(repaired.recipe)
+            failed = 0 if tried.keeps or repaired.keeps else failed + 1
 
     def masks(self) -> None:
         """The largest sparsity that keeps the use, by bisection: more zeros are taken to do more damage."""
@@ -129,7 +137,8 @@ class Search:
 
     def together(self) -> None:
         """The largest drops that keep the use, with the fewest bits that do, from the largest down to one that does."""
-        drops = sorted((one for one in self.tried if one.family == "drops" and one.keeps), key=_strength, reverse=True)
+        drops = [one for one in self.tried if one.family in ("drops", REPAIRED) and one.keeps]
+        drops.sort(key=_strength, reverse=True)
         formats = sorted((one for one in self.tried if one.family == "formats" and one.keeps), key=_strength)
         for drop in drops[:PATIENCE]:
             if formats and self._judge(f"{drop.recipe}+{formats[-1].recipe}", "drops and formats", drop.size).keeps:
@@ -155,6 +164,17 @@ class Search:
 
         values: list[float] = self.ledger.ask(question, answer)
         return values
+
+    def _final_damage(self, recipe: str) -> float:
+        """Mean KL at the head, as the path of drops counts it."""
+        question = self.about | {"ask": "final damage", "recipe": recipe, "prompts": len(self.trajectories)}
+
+        def answer() -> float:
+            (found,) = kl_by_prompt(self.dense, self.trajectories, [self.pruned(recipe).variant])
+            return sum(found) / len(found)
+
+        value: float = self.ledger.ask(question, answer)
+        return value
 
     def _judge(self, recipe: str, family: str, size: float) -> Tried:
         sizes = self.sizes(recipe)

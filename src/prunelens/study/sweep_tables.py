@@ -138,7 +138,10 @@ def _dense(run: Run | None) -> dict[str, Any]:
 
 def _kind(recipe: Recipe) -> dict[str, str]:
     """What kind of recipe it is, and how strong."""
-    step = recipe.steps[0]
+    step, repair = recipe.steps[0], recipe.repair
+    if repair is not None and len(recipe.steps) == 2:
+        drop = _kind(Recipe(steps=(step,)))
+        return drop | {"kind": f"{drop['kind']} + {str(repair).partition(':')[2]}"}
     if len(recipe.steps) > 1:
         return {"kind": "sum", "strength": str(recipe)}
     if isinstance(step, MaskStep):
@@ -151,8 +154,8 @@ def _kind(recipe: Recipe) -> dict[str, str]:
 
 
 def is_drop(kind: str) -> bool:
-    """Whether a kind takes whole parts out."""
-    return kind in DROPS
+    """Whether a kind takes whole parts out, repaired or not."""
+    return kind.partition(" + ")[0] in DROPS
 
 
 def is_mask(kind: str) -> bool:
