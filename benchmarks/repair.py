@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,9 @@ def measure(options: argparse.Namespace) -> None:
     ranking = rank_redundancy(model, texts.texts)
     reader = Reader(model)
     bench = Bench(model, parse_tasks(TASKS), TaskSettings(limit=options.limit, long_tokens=options.long_tokens))
-    for index, recipe in enumerate(cells()):
+    for recipe in cells(DROPS[options.worker :: options.workers]):
         target = cell_file(options.folder, recipe)
-        if index % options.workers != options.worker or target.exists():
+        if target.exists():
             continue
         pruned = apply(parse_recipe(recipe), model, texts, ranking)
         scores = score_rows(bench.dense_found.scored, bench.measure(recipe, pruned.variant).scored)
@@ -138,9 +139,9 @@ def over_prompts(values: list[Any]) -> list[float]:
     return [found.value, found.low, found.high]
 
 
-def cells() -> list[str]:
-    """All recipes, those of one drop after the other."""
-    return [drop + repair for drop in DROPS for repair in REPAIRS.values()]
+def cells(drops: Sequence[str]) -> list[str]:
+    """The recipes of some drops, those of one drop after the other, so that their fits share what lies before it."""
+    return [drop + repair for drop in drops for repair in REPAIRS.values()]
 
 
 def cell_file(folder: Path, recipe: str) -> Path:

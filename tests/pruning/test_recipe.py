@@ -355,3 +355,148 @@ def test_a_bad_document_is_refused_by_the_place(tmp_path: Path, document: str, s
     with pytest.raises(PrunelensError, match=said) as caught:
         parse_recipe(str(path))
     assert str(path) in str(caught.value)
+
+
+# --- repairs -----------------------------------------------------------------------------------------------
+
+REPAIRS = (
+    "repair:bias",
+    "repair:bias,weighted",
+    "repair:linear",
+    "repair:linear,rank=1",
+    "repair:linear,rank=64,weighted",
+    "repair:linear,weighted",
+    "repair:folded",
+    "repair:folded,weighted",
+)
+AFTER_DROPS = "repair comes after the drops that it mends"
+
+
+@pytest.mark.parametrize("repair", REPAIRS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "drop-attention:4+{}",
+        "drop-block:4,consecutive+{}",
+        "drop-mlp:2,iterative+drop-sublayers@a1,m3+{}",
+        "magnitude:0.5+drop-block@0+{}",
+        "drop-mlp@1+wanda:2:4+{}",
+        "drop-attention@1+{}+wanda:2:4+drop-experts:0.25+quantize:int8",
+    ],
+)
+def test_a_repair_is_what_it_prints(form: str, repair: str) -> None:
+    text = form.format(repair)
+    assert str(parse_recipe(text)) == text
+    assert is_recipe(text)
+    assert str(parse_recipe(text).repair) == repair
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("fit: bias", "repair:bias"),
+        ("fit: bias, rank: null, weighted: false", "repair:bias"),
+        ("fit: linear, rank: 64, weighted: true", "repair:linear,rank=64,weighted"),
+        ("fit: linear, weighted: true", "repair:linear,weighted"),
+        ("fit: folded", "repair:folded"),
+    ],
+)
+def test_yaml_holds_repairs(tmp_path: Path, written: str, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    steps = f"[{{method: drop-attention, count: 4}}, {{method: repair, {written}}}]"
+    path.write_text(f"steps: {steps}", encoding="utf-8")
+    assert parse_recipe(str(path)) == parse_recipe(f"drop-attention:4+{text}")
+    assert str(parse_recipe(str(path))) == f"drop-attention:4+{text}"
+
+
+@pytest.mark.parametrize("text", ["repair:linear,weighted,rank=4", " repair: linear , rank=04 , weighted "])
+def test_the_same_repair_prints_the_same(text: str) -> None:
+    assert str(parse_recipe(f"drop-mlp@1+{text}")) == "drop-mlp@1+repair:linear,rank=4,weighted"
+
+
+def test_a_repair_is_no_drop_and_counts_nothing() -> None:
+    recipe = parse_recipe("drop-mlp@1+repair:linear,rank=8,weighted")
+    assert recipe.repair is not None
+    assert (recipe.repair.fit, recipe.repair.rank, recipe.repair.weighted) == ("linear", 8, True)
+    assert (recipe.only_drops, recipe.needs_calibration, recipe.needs_ranking) == (False, False, False)
+    assert recipe.drops == parse_recipe("drop-mlp@1").steps
+    assert parse_recipe("drop-mlp:1+magnitude:0.5").repair is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("repair:linear", AFTER_DROPS),
+        ("magnitude:0.5+repair:bias", AFTER_DROPS),
+        ("repair:linear+drop-mlp@1", AFTER_DROPS),
+        ("drop-mlp@1+repair:linear+drop-mlp@2", AFTER_DROPS),
+        ("drop-mlp@1+repair:bias+repair:linear", "repair is given twice"),
+        ("drop-mlp@1+repair:bias+repair:bias", "repair is given twice"),
+        ("drop-mlp@1+quantize:int8+repair:bias", "quantize comes last"),
+        ("drop-mlp@1+repair:bias,rank=4", "rank goes with repair:linear only"),
+        ("drop-mlp@1+repair:folded,rank=4", "rank goes with repair:linear only"),
+        ("drop-mlp@1+repair:linear,rank=0", "the rank must be at least 1, found 0"),
+        ("drop-mlp@1+repair:linear,rank=x", "a rank such as repair:linear,rank=64"),
+        ("drop-mlp@1+repair:linear,rank=", "a rank such as repair:linear,rank=64"),
+        ("drop-mlp@1+repair:linear,rank=-4", "a rank such as repair:linear,rank=64"),
+        ("drop-mlp@1+repair:linear,rank=4.0", "a rank such as repair:linear,rank=64"),
+        ("drop-mlp@1+repair:linear,rank=٤", "a rank such as repair:linear,rank=64"),
+        ("drop-mlp@1+repair:linear,rank=1000000", "a rank such as repair:linear,rank=64"),
+        ("drop-mlp@1+repair:linear,rank=4,rank=x", "a rank such as repair:linear,rank=64"),
+        ("drop-mlp@1+repair:linear,rank=4,rank=4", "one rank"),
+        ("drop-mlp@1+repair:linear,rank=4,rank=8", "one rank"),
+        ("drop-mlp@1+repair:linear,heavy", "weighted after a comma"),
+        ("drop-mlp@1+repair:linear,rank", "weighted after a comma"),
+        ("drop-mlp@1+repair:linear,64", "weighted after a comma"),
+        ("drop-mlp@1+repair:linear,", "weighted after a comma"),
+        ("drop-mlp@1+repair:linear,weighted,weighted", "weighted after a comma"),
+        ("drop-mlp@1+repair:linear,bias", "weighted after a comma"),
+        ("drop-mlp@1+repair:cubic", "repair:bias, repair:linear or repair:folded"),
+        ("drop-mlp@1+repair:Linear", "repair:bias, repair:linear or repair:folded"),
+        ("drop-mlp@1+repair:4", "repair:bias, repair:linear or repair:folded"),
+        ("drop-mlp@1+repair:rank=4", "repair:bias, repair:linear or repair:folded"),
+        ("drop-mlp@1+repair@3", "repair:…, found 'repair@3'"),
+        ("drop-mlp@1+repair:", "METHOD:COUNT"),
+        ("drop-mlp@1+repair", "METHOD:COUNT"),
+    ],
+)
+def test_what_is_no_repair_is_refused_in_one_sentence(text: str, said: str) -> None:
+    with pytest.raises(PrunelensError) as caught:
+        parse_recipe(text)
+    message = str(caught.value)
+    assert said in message
+    assert "\n" not in message
+    assert ". " not in message
+    assert not message.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("fit: cubic", r"steps\.1\.fit"),
+        ("rank: 4", r"steps\.1\.fit"),
+        ("fit: linear, rank: 0", "at least 1"),
+        ("fit: linear, rank: x", r"steps\.1\.rank"),
+        ("fit: linear, rank: true", r"steps\.1\.rank"),
+        ("fit: linear, rank: 4.0", r"steps\.1\.rank"),
+        ("fit: linear, weighted: maybe", r"steps\.1\.weighted"),
+        ("fit: linear, at: [1]", r"steps\.1\.at"),
+        ("fit: bias, rank: 4", "rank goes with repair:linear only"),
+    ],
+)
+def test_a_bad_repair_in_yaml_is_refused_by_the_place(tmp_path: Path, written: str, said: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"steps: [{{method: drop-mlp, count: 1}}, {{method: repair, {written}}}]", encoding="utf-8")
+    with pytest.raises(PrunelensError, match=said):
+        parse_recipe(str(path))
+
+
+@pytest.mark.parametrize("weighted", ["", ",weighted"])
+def test_a_rank_above_the_hidden_size_is_refused(weighted: str) -> None:
+    from conftest import tiny_model
+    from prunelens.pruning.apply import check_recipe
+
+    model = tiny_model()
+    check_recipe(parse_recipe(f"drop-mlp@1+repair:linear,rank=32{weighted}"), model)
+    with pytest.raises(PrunelensError, match="a rank of at most 32, the hidden size of tiny-llama, found 33"):
+        check_recipe(parse_recipe(f"drop-mlp@1+repair:linear,rank=33{weighted}"), model)

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from prunelens.errors import PrunelensError
 from prunelens.models.placement import named_weights
+from prunelens.models.repair_files import REPAIRS
 from prunelens.models.sizes import plain_tensors
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -43,12 +44,11 @@ def check_files(path: Path) -> None:
 
 
 def weight_files(path: Path, config: Any) -> list[Path]:
-    """The files of a checked folder that transformers reads the weights from."""
+    """The files of a checked folder that transformers reads the weights from, and that of repairs."""
     if getattr(config, "transformers_weights", None):  # the configuration names files of its own
         return sorted(path.glob("*.safetensors"))
-    if (path / WEIGHTS).is_file():
-        return [path / WEIGHTS]
-    return [path / shard for shard in sorted(_shards(path / INDEX))]
+    names = [WEIGHTS] if (path / WEIGHTS).is_file() else sorted(_shards(path / INDEX))
+    return [*(path / name for name in names), *path.glob(REPAIRS)]
 
 
 def check_causal(config: Any, path: Path) -> None:

@@ -40,7 +40,6 @@ from prunelens.models.placement import (
 from prunelens.models.proofs import tolerating
 from prunelens.models.quantized import check_method, method_of, rounding_of, settle
 from prunelens.models.record import remove_recorded
-from prunelens.models.repair_files import REPAIRS
 from prunelens.models.sizes import network_bytes, stored_bytes
 from prunelens.models.sources import resolve_name
 from prunelens.models.taps import head_of
@@ -153,7 +152,7 @@ def load(
             files = [path]
         else:
             network, tokenizer, notes, stored = _read_folder(path, chosen_dtype, trust_remote_code, placement)
-            files = [*weight_files(path, network.config), *path.glob(REPAIRS)]
+            files = weight_files(path, network.config)
         if placement.device_map is None and not hasattr(network.config, "quantization_config"):
             with _explained(f"{name} could not be moved to the device {placement.device}"):
                 network = network.to(placement.device)

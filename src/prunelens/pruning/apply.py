@@ -20,7 +20,7 @@ from prunelens.pruning.head_metric import head_metric
 from prunelens.pruning.importance import Ranking, check_parts, choose, rank_redundancy
 from prunelens.pruning.matrices import find_weights, zero_share
 from prunelens.pruning.recipe import Recipe
-from prunelens.pruning.repair import Fitted, find_gaps, fit_repairs, num_block_runs
+from prunelens.pruning.repair import Fitted, Prefix, find_gaps, fit_repairs, num_block_runs
 from prunelens.pruning.sequential import Masked, mask_weights
 from prunelens.pruning.steps import ExpertStep, MaskStep, QuantizeStep, RepairStep, Step
 
@@ -36,10 +36,18 @@ class Calibration:
     Attributes:
         texts: rank sublayers and experts, and say which weights count.
         repair: what repairs are fitted on; nothing that results are reported on may be among it.
+        prefix: streams of `repair`, which the fits of several recipes share.
     """
 
     texts: Texts = ()
     repair: Texts = ()
+    prefix: Prefix = field(default_factory=Prefix, compare=False, repr=False)
+
+    def prefix_of(self, model: Model) -> Prefix:
+        """The streams of this model; those of another are forgotten."""
+        if self.prefix.owner is not model.network:
+            self.prefix.at, self.prefix.outputs, self.prefix.owner = 0, [], model.network
+        return self.prefix
 
 
 NO_TEXTS = Calibration()
@@ -135,7 +143,7 @@ def apply(
         if isinstance(step, Step):
             pruned = replace(pruned, drop=_dropped_more(step, pruned, texts, ranking, reporter))
         elif isinstance(step, RepairStep):
-            pruned = _repaired(step, pruned, calibration.repair, str(recipe), reporter)
+            pruned = _repaired(step, pruned, calibration, str(recipe), reporter)
         else:
             pruned = _changed(step, _with_twin(pruned, str(recipe)), texts, reporter, seed)
     return pruned
@@ -198,10 +206,11 @@ def _dropped_more(step: Step, pruned: Pruned, texts: Texts, ranking: Ranking | N
     return drop
 
 
-def _repaired(step: RepairStep, pruned: Pruned, texts: Texts, name: str, reporter: Reporter) -> Pruned:
+def _repaired(step: RepairStep, pruned: Pruned, calibration: Calibration, name: str, reporter: Reporter) -> Pruned:
     """With what the drops have taken out put back as far as the step can."""
+    texts, notes = calibration.repair, pruned.notes
+    prefix = calibration.prefix_of(pruned.dense) if pruned.model is pruned.dense else None
     tokens = sum(map(len, texts))
-    notes = pruned.notes
     if tokens < pruned.model.anatomy.hidden_size and step.fit != "bias":
         notes += (
             f"{step}: fitted on {tokens} tokens, fewer than the {pruned.model.anatomy.hidden_size} inputs of a map",
@@ -209,11 +218,11 @@ def _repaired(step: RepairStep, pruned: Pruned, texts: Texts, name: str, reporte
     if step.fit == "folded":
         pruned = _with_twin(pruned, name)
         advance = reporter(f"{step}: fitting", num_folding_runs(find_cuts(pruned.model, pruned.drop)) * tokens)
-        mended = fold_repairs(pruned.model, step, pruned.drop, texts, advance=advance)
+        mended = fold_repairs(pruned.model, step, pruned.drop, texts, prefix, advance=advance)
         return replace(pruned, mended=tuple(mended), notes=notes)
     metric = head_metric(pruned.dense, texts) if step.weighted and step.rank is not None else None
     advance = reporter(f"{step}: fitting", num_block_runs(find_gaps(pruned.model, pruned.drop)) * tokens)
-    repairs, mended = fit_repairs(pruned.model, step, pruned.drop, texts, metric, advance=advance)
+    repairs, mended = fit_repairs(pruned.model, step, pruned.drop, texts, metric, prefix, advance=advance)
     return replace(pruned, repairs=tuple(repairs), mended=tuple(mended), notes=notes)
 
 

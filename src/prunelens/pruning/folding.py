@@ -18,7 +18,7 @@ from prunelens.models.twin import named_owners, set_weight, twin_of
 from prunelens.models.zeroing import added, silencing_weights
 from prunelens.pruning.least_squares import choose_strength, solve
 from prunelens.pruning.matrices import find_weights
-from prunelens.pruning.repair import BATCH_TOKENS, Advance, Fitted, Gap, Passes, Walk, explained
+from prunelens.pruning.repair import BATCH_TOKENS, Advance, Fitted, Gap, Passes, Prefix, Walk, explained
 from prunelens.pruning.steps import RepairStep
 
 Place = tuple[Block, Sublayer]
@@ -82,6 +82,7 @@ def fold_repairs(
     step: RepairStep,
     drop: Drop,
     sequences: Sequence[Sequence[int]],
+    prefix: Prefix | None = None,
     batch_tokens: int = BATCH_TOKENS,
     advance: Advance = lambda tokens: None,
 ) -> list[Fitted]:
@@ -92,6 +93,7 @@ def fold_repairs(
         step: `repair:folded`.
         drop: what is out.
         sequences: token ids of the calibration texts.
+        prefix: streams of an earlier fit on the same texts.
         batch_tokens: tokens run at once.
         advance: called with the number of tokens that have passed a block.
 
@@ -100,8 +102,11 @@ def fold_repairs(
     """
     working = twin_of(model)
     walk = Walk(working, sequences, step.weighted, batch_tokens, advance)
+    cuts = find_cuts(model, drop)
+    if cuts:
+        walk.reach(cuts[0].before.layer_idx, prefix)
     found = []
-    for cut in find_cuts(model, drop):
+    for cut in cuts:
         names = silencing_weights(working, Drop(**{cut.before.kind: frozenset([cut.before.layer_idx])}))
         with_bias = any(working.network.get_parameter(name).ndim == 1 for name in names)
         last = cut.places[-1][0].layer_idx

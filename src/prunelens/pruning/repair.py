@@ -5,7 +5,7 @@ are kept (`Moments`), and the streams in front of the next part.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -65,6 +65,21 @@ class Fitted:
     explained: float
 
 
+@dataclass
+class Prefix:
+    """Streams of calibration texts in front of a block of a model as it is, kept for the next fit on the same texts.
+
+    Attributes:
+        at: the block.
+        outputs: what the block before it returned for each batch.
+        owner: the network whose streams they are.
+    """
+
+    at: int = 0
+    outputs: list[Any] = field(default_factory=list)
+    owner: Any = None
+
+
 def find_gaps(model: Model, drop: Drop) -> list[Gap]:
     """What is out, in the order in which a token passes it."""
     gaps: list[Gap] = []
@@ -92,6 +107,7 @@ def fit_repairs(
     drop: Drop,
     sequences: Sequence[Sequence[int]],
     metric: Tensor | None = None,
+    prefix: Prefix | None = None,
     batch_tokens: int = BATCH_TOKENS,
     advance: Advance = lambda tokens: None,
 ) -> tuple[list[Repair], list[Fitted]]:
@@ -103,6 +119,7 @@ def fit_repairs(
         drop: what is out.
         sequences: token ids of the calibration texts.
         metric: M of the head, (d, d), for a weighted map of limited rank.
+        prefix: streams of an earlier fit on the same texts.
         batch_tokens: tokens run at once.
         advance: called with the number of tokens that have passed a block, `num_block_runs` times each.
 
@@ -111,8 +128,11 @@ def fit_repairs(
     """
     working = twin_of(model)
     walk = Walk(working, sequences, step.weighted, batch_tokens, advance)
+    gaps = find_gaps(model, drop)
+    if gaps:
+        walk.reach(gaps[0].first, prefix)
     repairs, fitted = [], []
-    for gap in find_gaps(model, drop):
+    for gap in gaps:
         fit, held_out = walk.moments(gap.first, gap.last, partial(read_gap, gap))
         repair, found = _fit(gap, step, fit, held_out, metric)
         repair = repair.in_dtype(model.dtype)
@@ -185,7 +205,23 @@ class Walk:
                 held = places >= (own * (EVERY - 1) / EVERY).unsqueeze(1)  # too few texts: the end of each
             self._batches.append((ids, real & ~held, real & held))
         self._outputs: list[Any] = [None] * len(self._batches)
-        self._at = 0
+        self._at = self._counted = 0
+
+    def reach(self, first: int, prefix: Prefix | None) -> None:
+        """Carry the streams to the first block that changes, from where an earlier fit has left them if it can.
+
+        Args:
+            first: the block.
+            prefix: what an earlier fit in the same batches has left, replaced by where this one begins.
+        """
+        if prefix is not None and prefix.outputs and prefix.at <= first:
+            self._outputs, self._at = list(prefix.outputs), prefix.at
+        with torch.no_grad():
+            for index, (ids, *_) in enumerate(self._batches):
+                self._outputs[index] = run_span(self._model, self._at, first, ids, self._outputs[index])
+        self._at = first
+        if prefix is not None:
+            prefix.at, prefix.outputs = first, list(self._outputs)
 
     def moments(self, first: int, last: int, read: Read) -> tuple[Moments, Moments]:
         """Sums over the tokens that fit and over those that are held out, of what `read` finds in blocks first … last.
@@ -203,8 +239,8 @@ class Walk:
                 inputs, targets, after = read(passes)
                 for parts, mask in zip(found, masks, strict=True):
                     parts.append(self._sum(inputs, targets, after, mask))
-                self._advance((last + 1 - self._at) * int((masks[0] | masks[1]).sum()))
-        self._at = first
+                self._advance((last + 1 - self._counted) * int((masks[0] | masks[1]).sum()))
+        self._at = self._counted = first
         fit, held_out = _total(found[0]), _total(found[1])
         return fit, held_out if held_out.weight > 0 else fit
 
