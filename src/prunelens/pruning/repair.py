@@ -67,17 +67,19 @@ class Fitted:
 
 @dataclass
 class Prefix:
-    """Streams of calibration texts in front of a block of a model as it is, kept for the next fit on the same texts.
+    """What fits on the same texts share: streams in front of a block of the model as it is, and a metric.
 
     Attributes:
         at: the block.
         outputs: what the block before it returned for each batch.
         owner: the network whose streams they are.
+        metric: M of its head (R4), once a fit has asked for it.
     """
 
     at: int = 0
     outputs: list[Any] = field(default_factory=list)
     owner: Any = None
+    metric: Tensor | None = None
 
 
 def find_gaps(model: Model, drop: Drop) -> list[Gap]:

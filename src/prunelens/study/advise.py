@@ -14,7 +14,6 @@ from prunelens.errors import PrunelensError
 from prunelens.models.cache import write_whole
 from prunelens.models.loading import Model, load
 from prunelens.models.surgery import Drop
-from prunelens.models.variant import Variant
 from prunelens.pruning.importance import Ranking, choose, rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.pruning.steps import Step
@@ -25,10 +24,10 @@ from prunelens.study.deployment import loads_where
 from prunelens.study.held_out import compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
 from prunelens.study.ledger import Ledger, OutOfTimeError
 from prunelens.study.record import describe_model
+from prunelens.study.running_costs import running_costs
 from prunelens.study.scores import score_rows
-from prunelens.study.search import REPAIR, REPAIRED, Aim, Search, Tried, coarse, loss_of, recipe_of, strongest
+from prunelens.study.search import REPAIRED, Aim, Search, Tried, coarse, loss_of, recipe_of, strongest
 from prunelens.study.settings import Reporter, silent
-from prunelens.study.speed import SpeedSettings, measure_speeds
 from prunelens.study.store import Run, write_run
 from prunelens.study.verdict import judge
 from prunelens.tasks.prompts import CORE, encode, prompts
@@ -47,7 +46,6 @@ SEARCH_PROMPTS = 16
 TEXT_TOKENS = 32
 SEARCH_SHARE = 0.65
 """Share of the budget after which the search stops, so that the rest serves to check what it found."""
-SPEED_CONTEXT, SPEED_TOKENS = 256, 32
 MARK = "advice.json"
 
 
@@ -222,7 +220,7 @@ class _Advising:
         drop = self._best_drop(search, chosen)
         held_out, rows = self._held_out_kl(search, chosen, drop, texts)
         judged = self._held_out_tasks(search, chosen, runner_up, held_out)
-        speeds = self._speeds(search, drop) if drop is not None else []
+        speeds = running_costs(search, drop) if drop is not None else []
         info = {
             "format": ADVICE.format,
             "format_version": ADVICE.version,
@@ -317,30 +315,6 @@ class _Advising:
             judged["verdicts"] = [line.as_dict() for line in judge(dense, scored, rows)]
             judged["scores"] = rows
         return judged
-
-    def _speeds(self, search: Search, drop: Drop) -> list[dict[str, Any]]:
-        """How fast the dense model, the found drop and the same repaired decode, and their KV bytes, in one run."""
-        recipes = [recipe_of(drop), f"{recipe_of(drop)}+{REPAIR}"]
-
-        def answer() -> list[dict[str, Any]]:
-            limit = self.model.context_length or SPEED_CONTEXT + SPEED_TOKENS
-            context = min(SPEED_CONTEXT, limit - SPEED_TOKENS)
-            settings = SpeedSettings(context=context, new_tokens=SPEED_TOKENS)
-            variants = {"dense": Variant(self.model)} | {name: search.pruned(name).variant for name in recipes}
-            advance = self.reporter("measuring speed", settings.num_runs(len(variants)))
-            return [
-                {
-                    "recipe": speed.label,
-                    "decode_ratio": asdict(speed.decode_ratio) if speed.decode_ratio else None,
-                    "decode_tokens_per_second": speed.decode_tokens_per_second.median,
-                    "kv_bytes_per_token": speed.kv_bytes_per_token,
-                    "device": speed.device,
-                }
-                for speed in measure_speeds(variants, settings, advance)
-            ]
-
-        found: list[dict[str, Any]] = self.ledger.ask(self.about | {"ask": "speeds", "recipes": recipes}, answer)
-        return found
 
     def _described(self, tried: Tried | None) -> dict[str, Any] | None:
         return tried.row() | {"loads": loads_where(tried.recipe, self.model)} if tried is not None else None

@@ -1,7 +1,7 @@
 """The search behind advice: a path of drops by final damage, a bisection over masks, and formats; each is judged."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from prunelens.errors import PrunelensError
@@ -26,7 +26,6 @@ WIDTH = 12
 PATIENCE = 2
 """The path of drops ends after so many sizes in a row that do not keep the use."""
 MASK = "wanda"
-REPAIR = "repair:linear,weighted"
 REPAIRED = "repaired drops"
 FORMATS = ("int8", "int4")
 
@@ -90,6 +89,7 @@ class Search:
     tried: list[Tried] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _last: tuple[str, Pruned | None] = field(default=("", None), init=False, repr=False)
+    _calibration: Calibration = field(default_factory=Calibration, init=False, repr=False)
 
     def drops(self) -> None:
         """Take out one sublayer after the other, each time the one with the least damage per byte; judge each size.
@@ -109,7 +109,7 @@ class Search:
             left.remove(best)
             tried = self._judge(recipe_of(drop), "drops", float(_count(drop)))
             tried.kl = kl
-            repaired = self._judge(f"{recipe_of(drop)}+{REPAIR}", REPAIRED, float(_count(drop)))
+            repaired = self._judge(f"{recipe_of(drop)}+{repair_of(self.dense)}", REPAIRED, float(_count(drop)))
             repaired.kl = self._final_damage(repaired.recipe)
             failed = 0 if tried.keeps or repaired.keeps else failed + 1
 
@@ -214,11 +214,11 @@ class Search:
         """The model that a recipe makes; the last one is kept."""
         if self._last[0] != recipe:
             parsed = parse_recipe(recipe)
-            texts = Calibration(
-                self.texts() if parsed.needs_calibration else (),
-                repair_texts(self.dense, self.reporter) if parsed.repair else (),
-            )
-            self._last = (recipe, apply(parsed, self.dense, texts, reporter=self.reporter))
+            if parsed.repair and not self._calibration.repair:
+                self._calibration = replace(self._calibration, repair=repair_texts(self.dense, self.reporter))
+            if parsed.needs_calibration and not self._calibration.texts:
+                self._calibration = replace(self._calibration, texts=self.texts())
+            self._last = (recipe, apply(parsed, self.dense, self._calibration, reporter=self.reporter))
         assert self._last[1] is not None
         return self._last[1]
 
@@ -231,6 +231,11 @@ def recipe_of(drop: Drop) -> str:
     if not drop.attention:
         return f"drop-mlp@{','.join(str(index) for _, index in parts)}"
     return f"drop-sublayers@{','.join(f'{letter}{index}' for letter, index in parts)}"
+
+
+def repair_of(model: Model) -> str:
+    """The repair that is tried: of a rank that costs about a tenth of an attention, tokens weighed as they count."""
+    return f"repair:linear,rank={max(1, model.anatomy.hidden_size // 8)},weighted"
 
 
 def _by_depth(part: tuple[str, int]) -> tuple[int, str]:
