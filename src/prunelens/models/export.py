@@ -112,7 +112,7 @@ def export(
             else:
                 found = logits_on_reopening(temporary, model, finish is not None)
             difference = checked_difference(expected, found, model.dtype, finish is None or layout != LAYOUTS[0])
-            if len(carried) < len(repairs):
+            if repairs:
                 difference = max(difference, _difference_repaired(temporary, model, drop, repairs, finish))
             num_bytes = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))
     advance(1)

@@ -68,10 +68,14 @@ def remove_recorded(network: Any, anatomy: Anatomy, name: str, folder: Path | No
     """
     drop = recorded_drop(network.config)
     repairs = read_repairs(network, anatomy.hidden_size, folder)
-    inside = [(repair, carried) for repair, carried in repairs if repair.kind != STREAM]
-    for repair, _ in inside:
-        if repair.layer_idx not in getattr(drop, repair.kind):
+    for repair, _ in repairs:
+        if repair.kind != STREAM and repair.layer_idx not in getattr(drop, repair.kind):
             raise strange("repairs of sublayers that are dropped", f"{repair.kind} {repair.layer_idx}")
+    inside = [
+        (_in_stream_units(repair, anatomy) if carried else repair, carried)
+        for repair, carried in repairs
+        if repair.kind != STREAM
+    ]
     if drop != NOTHING:
         _check_zeros(network, anatomy, drop, [repair for repair, carried in inside if carried], name)
         remove(anatomy, drop, [repair for repair, _ in inside])
@@ -80,6 +84,12 @@ def remove_recorded(network: Any, anatomy: Anatomy, name: str, folder: Path | No
         attach(anatomy, repair)
     count = len(own) + sum(not carried for _, carried in inside)
     return [f"{name} carries {count} repairs of its own, which other programs leave out"] if count else []
+
+
+def _in_stream_units(repair: Repair, anatomy: Anatomy) -> Repair:
+    """A bias that a parameter carries, times what the block multiplies it by."""
+    part = next(part for part in anatomy.blocks[repair.layer_idx].sublayers if part.kind == repair.kind)
+    return Repair(repair.kind, repair.layer_idx, repair.bias * part.scale)
 
 
 def _check_zeros(network: Any, anatomy: Anatomy, drop: Drop, carried: Sequence[Repair], name: str) -> None:

@@ -53,12 +53,16 @@ def read_repairs(network: Any, size: int, folder: Path | None) -> list[tuple[Rep
     Raises:
         PrunelensError: a record or a file that this program does not write.
     """
-    entries = getattr(network.config, KEY, {}).get("repairs", [])
+    record = getattr(network.config, KEY, None)
+    entries = record.get("repairs", []) if isinstance(record, dict) else []
     if not isinstance(entries, list):
         raise strange("a list of repairs", entries)
     layers = network.config.get_text_config(decoder=True).num_hidden_layers
     tensors = _tensors(folder) if any(not _parameter(entry) for entry in entries) else {}
     found = [_read(network, entry, index, tensors, size, layers) for index, entry in enumerate(entries)]
+    places = [(repair.kind, repair.layer_idx) for repair in found]
+    if len(set(places)) < len(places):
+        raise strange("one repair for each place", places)
     return [(repair, bool(_parameter(entry))) for repair, entry in zip(found, entries, strict=True)]
 
 
@@ -92,11 +96,11 @@ def _read(network: Any, entry: Any, index: int, tensors: dict[str, Tensor], size
     else:
         values = [tensors.get(f"{index}.{field}") for field in FIELDS]
     bias, down, up = (None if value is None else value.to(weight.device, weight.dtype) for value in values)
-    rank = None if down is None else down.shape[-1]
-    fits = bias is not None and bias.shape == (size,) and (down is None or down.shape == (size, rank))
-    fits = fits and (up is None or (down is not None and up.shape == (rank, size)))
-    if not fits or bias is None or (down is not None and up is None and rank != size):
-        raise strange(f"tensors of a map of {size} values for repair {index}", [one and one.shape for one in values])
+    shapes = [None if value is None else tuple(value.shape) for value in values]
+    rank = shapes[1][-1] if shapes[1] else size
+    maps = ([(size,), None, None], [(size,), (size, size), None], [(size,), (size, rank), (rank, size)])
+    if bias is None or shapes not in maps:
+        raise strange(f"tensors of a map of {size} values for repair {index}", shapes)
     if not all(bool(torch.isfinite(one).all()) for one in (bias, down, up) if one is not None):
         raise PrunelensError(f"repair {index} holds NaN or infinite values; the file {REPAIRS} is damaged")
     return Repair(str(kind), layer_idx, bias, down, up)

@@ -59,7 +59,7 @@ def find_cuts(model: Model, drop: Drop) -> list[Cut]:
     for block in model.anatomy.blocks:
         out = [part for part in block.sublayers if block.layer_idx in drop.block | getattr(drop, part.kind)]
         if block.layout == "parallel" and out and len(out) < len(block.sublayers):
-            raise _unfoldable(model, f"the sublayers of layer {block.layer_idx} run side by side; drop the whole block")
+            raise _unfoldable(f"the sublayers of layer {block.layer_idx} run side by side; drop the whole block")
         for part in block.sublayers:
             if part not in out:
                 last = (block, _mlp_of(block) if block.layout == "parallel" else part)
@@ -69,7 +69,7 @@ def find_cuts(model: Model, drop: Drop) -> list[Cut]:
                 cuts.append([(block, part)])
                 before.append(last)
     if any(place is None for place in before):
-        raise _unfoldable(model, "nothing comes before the first part that is out; drop later ones")
+        raise _unfoldable("nothing comes before the first part that is out; drop later ones")
     return [Cut(place[1], tuple(cut)) for place, cut in zip(before, cuts, strict=True) if place is not None]
 
 
@@ -156,17 +156,17 @@ def _fold(model: Model, part: Sublayer, names: set[str], matrix: Tensor, bias: T
         tensor = model.network.get_parameter(name)
         value = tensor.double()
         if tensor.shape[-1] != len(matrix) and name not in stored:
-            raise _unfoldable(model, f"{name} has no side of {len(matrix)} outputs")
+            raise _unfoldable(f"{name} has no side of {len(matrix)} outputs")
         outputs_first = name in stored and not stored[name].inputs_first
         value = matrix.T @ value if outputs_first else value @ matrix
         if name not in stored and value.ndim == 1:
             value = value + bias / part.scale
         set_weight(*owners[name], value.to(tensor.dtype))
     if not is_close(added(model, part), wanted.to(model.dtype)):
-        raise _unfoldable(model, f"what {part.name} adds is not made by one product with {', '.join(sorted(names))}")
+        raise _unfoldable(f"what {part.name} adds is not made by one product with {', '.join(sorted(names))}")
 
 
-def _unfoldable(model: Model, why: str) -> PrunelensError:
+def _unfoldable(why: str) -> PrunelensError:
     return PrunelensError(
-        f"repair:folded cannot be used on {model.name}: {why}, or use repair:linear, which is a module of its own"
+        f"repair:folded cannot be used here: {why}, or use repair:linear, which is a module of its own"
     )

@@ -67,13 +67,23 @@ def repair_texts(model: Model, reporter: Reporter) -> list[list[int]]:
     made_of = [model.fingerprint, str(model.dtype), source.read_text(encoding="utf-8"), REPAIR_SEEDS, REPAIR_TOKENS]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     kept = cache_dir() / "texts" / f"{key}.json"
-    try:
-        stored: list[list[int]] = json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    stored = _stored(kept)
+    if stored is None:
         stored = _sample(model, _fitting(source, model), reporter)
         with suppress(OSError):  # a cache that cannot be written is none
             write_whole(kept, json.dumps(stored))
     return stored
+
+
+def _stored(path: Path) -> list[list[int]] | None:
+    """Texts that were kept; None where there are none, or the file is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    rows = found if isinstance(found, list) else []
+    whole = all(isinstance(row, list) and row and all(type(token) is int for token in row) for row in rows)
+    return rows if rows and whole else None
 
 
 def _fitting(source: Path, model: Model) -> list[tuple[int, ...]]:

@@ -12,6 +12,7 @@ from prunelens.models.loading import Model
 from prunelens.models.quantized import method_of
 from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.repair_files import REPAIRS
+from prunelens.models.repairs import installed_repairs
 from prunelens.models.surgery import dropped, num_parameters
 from prunelens.models.twin import named_owners, set_weight, twin_of
 from prunelens.pruning.apply import Pruned, apply, check_recipe
@@ -84,6 +85,7 @@ def prune(
     recipe, target = parse_recipe(recipe) if isinstance(recipe, str) else recipe, Path(target)
     check_request(recipe, target, layout)
     _check_dense(model)
+    _check_unrepaired(model)
     check_recipe(recipe, model)
     probe_target(target, is_export, WHAT)
     findings = _findings(run, recipe, model)
@@ -137,12 +139,23 @@ def check_request(recipe: Recipe, target: Path, layout: str) -> None:
         raise PrunelensError(f"expected a --format of {' or '.join(LAYOUTS)}, found {layout!r}")
     if layout != LAYOUTS[0] and _quantize_step(recipe):
         raise PrunelensError(f"--format {layout} cannot hold quantised weights; leave one of the two out")
+    if layout != LAYOUTS[0] and recipe.repair is not None and recipe.repair.fit != "folded":
+        raise PrunelensError(
+            f"--format {layout} cannot hold repairs other than repair:folded; leave one of the two out"
+        )
 
 
 def _check_dense(model: Model) -> None:
     if method_of(model.network.config) is not None:
         raise PrunelensError(
             f"expected a dense model to prune, found that {model.name} is quantised; name the one it was made from"
+        )
+
+
+def _check_unrepaired(model: Model) -> None:
+    if installed_repairs(model.network):
+        raise PrunelensError(
+            f"expected a model without repairs to prune, found {model.name}; name the one that it was made from"
         )
 
 

@@ -18,7 +18,7 @@ def running_costs(search: Search, drop: Drop) -> list[dict[str, Any]]:
 
     def answer() -> list[dict[str, Any]]:
         limit = search.dense.context_length or CONTEXT + NEW_TOKENS
-        settings = SpeedSettings(context=min(CONTEXT, limit - NEW_TOKENS), new_tokens=NEW_TOKENS)
+        settings = SpeedSettings(context=max(1, min(CONTEXT, limit - NEW_TOKENS)), new_tokens=NEW_TOKENS)
         variants = {"dense": Variant(search.dense)} | {recipe: search.pruned(recipe).variant for recipe in recipes}
         advance = search.reporter("measuring speed", settings.num_runs(len(variants)))
         return [
