@@ -69,10 +69,12 @@ def measure(options: argparse.Namespace) -> None:
     bench = Bench(model, parse_tasks(TASKS), TaskSettings(limit=options.limit, long_tokens=options.long_tokens))
     for recipe in cells(DROPS[options.worker :: options.workers]):
         target = cell_file(options.folder, recipe)
-        if target.exists():
+        if is_finished(target, options.no_tasks):
             continue
         pruned = apply(parse_recipe(recipe), model, texts, ranking)
-        scores = score_rows(bench.dense_found.scored, bench.measure(recipe, pruned.variant).scored)
+        scores = []
+        if not options.no_tasks:
+            scores = score_rows(bench.dense_found.scored, bench.measure(recipe, pruned.variant).scored)
         saved = 1 - pruned.num_bytes / model.weight_bytes
         found = {"recipe": recipe, "bytes_saved": saved, **reader.read(pruned.variant), "scores": scores}
         found["explained"] = [one.explained for one in pruned.mended]
@@ -144,6 +146,11 @@ def cells(drops: Sequence[str]) -> list[str]:
     return [drop + repair for drop in drops for repair in REPAIRS.values()]
 
 
+def is_finished(path: Path, no_tasks: bool) -> bool:
+    """Whether a cell is kept, with scores if they are wanted."""
+    return path.exists() and (no_tasks or bool(json.loads(path.read_text(encoding="utf-8"))["scores"]))
+
+
 def cell_file(folder: Path, recipe: str) -> Path:
     """Where a cell is kept."""
     return folder / f"{recipe.replace(':', '-').replace('+', '_').replace(',', '_').replace('=', '')}.json"
@@ -159,9 +166,11 @@ def table(folder: Path) -> str:
             path = cell_file(folder, drop + repair)
             if path.exists():
                 cell = json.loads(path.read_text(encoding="utf-8"))
-                dense |= {score: row_of(cell, *of)["dense"]["mean"] for score, of in SCORES.items()}
+                if cell["scores"]:
+                    dense |= {score: row_of(cell, *of)["dense"]["mean"] for score, of in SCORES.items()}
                 lines.append([f"`{drop}`", name, *words(cell)])
-    lines.insert(2, ["dense", "", "0 %", "0", "100 %", "1", "1", *(f"{100 * dense[score]:.1f}" for score in SCORES)])
+    scores = [f"{100 * dense[score]:.1f}" if dense else "—" for score in SCORES]
+    lines.insert(2, ["dense", "", "0 %", "0", "100 %", "1", "1", *scores])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -169,6 +178,8 @@ def words(cell: dict[str, Any]) -> list[str]:
     """One cell as columns; scores in percent."""
     found = [f"{100 * cell['bytes_saved']:.1f} %", interval(cell["kl"], 1, 3), interval(cell["top1"], 100, 1)]
     found += [interval(cell["s8"], 1, 2), interval(cell["s32"], 1, 2)]
+    if not cell["scores"]:
+        return [*found, *["—"] * len(SCORES)]
     for of in SCORES.values():
         own = row_of(cell, *of)["compressed"]
         found.append(interval([own["mean"], own["low"], own["high"]], 100, 1))
@@ -192,6 +203,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("repair-bench"))
     parser.add_argument("--limit", type=int, help="the most items of each task")
     parser.add_argument("--long-tokens", type=int, default=256)
+    parser.add_argument("--no-tasks", action="store_true", help="only what is read token by token")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
