@@ -25,7 +25,7 @@ bench: $(VENV)/.dev ## cost and memory of the traces, as ratios within one run
 	$(BIN)/python benchmarks/pruning.py
 
 repair-table: $(VENV)/.dev ## what repairs buy, from single tokens to tasks: the table of docs/repair.md; an hour on two cores
-	$(BIN)/python benchmarks/repair.py --folder repair-bench --limit 112 --long-tokens 128 --workers 2
+	$(BIN)/python benchmarks/repair.py --folder benchmarks/repair-smollm2 --limit 112 --long-tokens 128 --workers 2
 
 screenshot: $(VENV)/.dev demo-run/report.html ## the README's picture of the page
 	$(BIN)/python docs/screenshot.py demo-run/report.html docs/report.png
