@@ -56,7 +56,7 @@ def measure(options: argparse.Namespace) -> None:
     from prunelens.pruning.importance import rank_redundancy
     from prunelens.pruning.recipe import parse_recipe
     from prunelens.study.bench import Bench, TaskSettings
-    from prunelens.study.calibration import own_texts, repair_texts
+    from prunelens.study.calibration_texts import own_texts, repair_texts
     from prunelens.study.scores import score_rows
     from prunelens.study.settings import silent
     from prunelens.tasks.suite import parse_tasks

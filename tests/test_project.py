@@ -47,6 +47,12 @@ def test_imports_go_one_way() -> None:
             assert RANK[other] <= RANK[room] or allowed, (path, name)
 
 
+def test_no_two_test_files_share_a_name() -> None:
+    """Pytest imports a test file by its bare name, so a second one of that name would not be run."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
+
+
 def test_readme_lists_every_file() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     files = [path for path in SOURCE.rglob("*") if path.is_file() and path.suffix != ".pyc"]

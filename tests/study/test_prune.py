@@ -281,7 +281,7 @@ def test_without_calibration_the_models_own_texts_are_written(
         path.write_text(f"{words(3, 4, 5)}\n{words(6, 7)}\n", encoding="utf-8")
         return prompts(path)
 
-    monkeypatch.setattr("prunelens.study.calibration.prompts", few)
+    monkeypatch.setattr("prunelens.study.calibration_texts.prompts", few)
     asked: list[tuple[str, int]] = []
 
     def reporter(stage: str, total: int, /) -> Callable[[int], None]:

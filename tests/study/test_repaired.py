@@ -12,7 +12,7 @@ import pytest
 from conftest import text_model, tiny_model, words
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model
-from prunelens.study import calibration as calibration_module
+from prunelens.study import calibration_texts as calibration_module
 from prunelens.study.benchmark import benchmark
 from prunelens.study.compare import compare
 from prunelens.study.result import Comparison

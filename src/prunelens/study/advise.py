@@ -19,7 +19,7 @@ from prunelens.pruning.recipe import parse_recipe
 from prunelens.pruning.steps import Step
 from prunelens.study.advice import ADVICE, SCHEMAS, Advice
 from prunelens.study.bench import Bench, TaskSettings
-from prunelens.study.calibration import own_texts
+from prunelens.study.calibration_texts import own_texts
 from prunelens.study.deployment import loads_where
 from prunelens.study.held_out import compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
 from prunelens.study.ledger import Ledger, OutOfTimeError

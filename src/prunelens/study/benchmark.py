@@ -9,7 +9,7 @@ from prunelens.models.surgery import Drop
 from prunelens.models.variant import Variant
 from prunelens.pruning.apply import Pruned
 from prunelens.pruning.importance import rank_redundancy
-from prunelens.study.calibration import calibrate
+from prunelens.study.calibration_texts import calibrate
 from prunelens.study.candidates import Candidate, Compressible, apply_recipes, open_candidates
 from prunelens.study.settings import Reporter, silent
 from prunelens.study.speed import Speed, SpeedSettings, check_lengths, measure_speeds

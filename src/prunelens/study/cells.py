@@ -16,7 +16,7 @@ from prunelens.pruning.apply import Calibration
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.study.bench import Bench
-from prunelens.study.calibration import own_texts, repair_texts
+from prunelens.study.calibration_texts import own_texts, repair_texts
 from prunelens.study.candidates import Candidate, apply_recipes, open_candidates
 from prunelens.study.evaluate import collect
 from prunelens.study.evaluation import EVALUATION

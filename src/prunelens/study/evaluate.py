@@ -10,7 +10,7 @@ from typing import Any
 from prunelens.models.loading import Model, load
 from prunelens.pruning.importance import rank_redundancy
 from prunelens.study.bench import Bench, Found, TaskSettings
-from prunelens.study.calibration import calibrate
+from prunelens.study.calibration_texts import calibrate
 from prunelens.study.candidates import Candidate, Compressible, apply_recipes, open_candidates, parse_candidates
 from prunelens.study.evaluation import EVALUATION, Evaluation, texts_table, values_table
 from prunelens.study.record import describe_candidate, describe_model, describe_size

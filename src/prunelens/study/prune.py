@@ -19,7 +19,7 @@ from prunelens.pruning.apply import Pruned, apply, check_recipe
 from prunelens.pruning.matrices import zero_share
 from prunelens.pruning.recipe import Recipe, parse_recipe
 from prunelens.pruning.steps import QuantizeStep
-from prunelens.study.calibration import calibrate
+from prunelens.study.calibration_texts import calibrate
 from prunelens.study.card import model_card
 from prunelens.study.result import Comparison
 from prunelens.study.settings import Reporter, silent

@@ -10,7 +10,7 @@ from prunelens.models.surgery import NOTHING, Drop, num_parameters
 from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.bench import Bench, Found
-from prunelens.study.calibration import repair_texts
+from prunelens.study.calibration_texts import repair_texts
 from prunelens.study.held_out import kl_by_prompt
 from prunelens.study.ledger import Ledger
 from prunelens.study.scores import score_rows

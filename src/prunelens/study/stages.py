@@ -15,7 +15,7 @@ from prunelens.pruning.apply import Calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.spaces.head import Pair, stream_pairs
 from prunelens.spaces.survival import common_prefix
-from prunelens.study.calibration import repair_texts, unseen
+from prunelens.study.calibration_texts import repair_texts, unseen
 from prunelens.study.candidates import Candidate, apply_recipes
 from prunelens.study.drafts import measure_drafts
 from prunelens.study.inside import Inside

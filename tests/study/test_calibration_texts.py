@@ -15,8 +15,8 @@ from prunelens.errors import PrunelensError
 from prunelens.models.cache import cache_dir
 from prunelens.models.loading import Model, wrap
 from prunelens.pruning.recipe import Recipe, parse_recipe
-from prunelens.study import calibration as module
-from prunelens.study.calibration import REPAIR_PROMPTS, REPAIR_SEEDS, calibrate, repair_texts, unseen
+from prunelens.study import calibration_texts as module
+from prunelens.study.calibration_texts import REPAIR_PROMPTS, REPAIR_SEEDS, calibrate, repair_texts, unseen
 from prunelens.study.settings import silent
 from prunelens.tasks.prompts import Prompt, PromptText, encode, prompts
 
