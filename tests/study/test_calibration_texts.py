@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conftest import text_model, text_network, tiny_model, words
 from prunelens.errors import PrunelensError
@@ -18,7 +20,7 @@ from prunelens.pruning.recipe import Recipe, parse_recipe
 from prunelens.study import calibration_texts as module
 from prunelens.study.calibration_texts import REPAIR_PROMPTS, REPAIR_SEEDS, calibrate, repair_texts, unseen
 from prunelens.study.settings import silent
-from prunelens.tasks.prompts import Prompt, PromptText, encode, prompts
+from prunelens.tasks.prompts import prompts
 
 TASKS = Path(str(resources.files("prunelens.tasks")))
 BUILT_IN = prompts(TASKS / REPAIR_PROMPTS)
@@ -74,9 +76,8 @@ def kept_files() -> list[Path]:
     return sorted(cache_dir().glob("texts/*"))
 
 
-def reported(model: Model, *texts: str) -> list[Prompt]:
-    asked = [PromptText(text, "text", ({"role": "user", "content": text},)) for text in texts]
-    return encode(asked, model, False, 1)
+def told(held: int, texts: int) -> str:
+    return f"{held} of {texts} calibration texts hold what is reported on and were left out of the fit"
 
 
 def read(model: Model, *texts: str) -> list[list[int]]:
@@ -270,27 +271,68 @@ def test_texts_that_hold_a_reported_prompt_are_left_out(model: Model) -> None:
         "Why is the sea salt",
         "\n Why is the sea salt? Rivers.",
     )
-    asked = reported(model, " Name a tree.\n", "Why is the sea salt?")
-    assert unseen(texts, asked, model) == ([texts[2], texts[3]], 3)
-    assert unseen(texts, reported(model, "Count to three."), model) == (texts, 0)
+    asked = [" Name a tree.\n", "Why is the sea salt?"]
+    assert unseen(texts, asked, model) == ([texts[2], texts[3]], (told(3, 5),))
+    assert unseen(texts, ["Count to three."], model) == (texts, ())
+    assert unseen(texts, [], model) == (texts, ())
+
+
+def test_white_space_does_not_count(model: Model) -> None:
+    texts = read(model, "Name\n  a   tree.", "Name a bush.")
+    assert unseen(texts, ["Name a tree."], model) == (texts[1:], (told(1, 2),))
+
+
+def test_a_prompt_that_spans_pieces_of_a_text_is_found(model: Model) -> None:
+    """In each of the pieces, be they two or more, lies a part of it."""
+    texts = read(model, "Hello.", "Why is", "the", "sea salt? Rivers.", "Why is", "the shore salt?")
+    assert unseen(texts, ["Why is the sea salt?"], model) == ([texts[0], *texts[4:]], (told(3, 6),))
+    assert unseen(texts, ["Hello."], model) == (texts[1:], (told(1, 6),))
+
+
+def test_a_chat_is_found_between_the_marks_of_its_template(model: Model) -> None:
+    chat = "Be brief.\nName a tree.\nOak.\nAnother?"
+    texts = read(
+        model,
+        "<s>Be brief.</s><u>Name a tree.</u><a>Oak.</a><u>Another?</u>",
+        "<s>Be brief.</s><u>Name a tree.</u>",
+        "Another? Oak.",
+    )
+    assert unseen(texts, [chat], model) == (texts[1:], (told(1, 3),))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.text("ab \n", max_size=24), min_size=1, max_size=6),
+    st.lists(st.text("ab ", max_size=20), min_size=1, max_size=4),
+)
+def test_what_is_found_is_what_stands_there(texts: list[str], wanted: list[str]) -> None:
+    """Against looking at every place of the joined texts, one by one."""
+    squeezed, asked = [[re.sub(r"\s", "", text) for text in given] for given in (texts, wanted)]
+    owners = [index for index, text in enumerate(squeezed) for _ in text]
+    joined, expected = "".join(squeezed), set()
+    for one in asked:
+        for place in range(len(joined)) if one else ():
+            if joined[place : place + len(one)] == one:
+                # texts without a character between two that hold a part count too
+                expected |= set(range(owners[place], owners[place + len(one) - 1] + 1))
+    assert module._in_a_row(squeezed, asked) == expected
 
 
 def test_words_are_found_as_the_tokenizer_writes_them() -> None:
     model = tiny_model()
     texts = [[9, 5, 6, 7], [5, 7, 6], [6, 7]]
-    assert unseen(texts, reported(model, words(5, 6)), model) == (texts[1:], 1)
+    assert unseen(texts, [words(5, 6)], model) == (texts[1:], (told(1, 3),))
 
 
 def test_where_every_text_holds_a_reported_prompt_nothing_can_be_fitted(model: Model) -> None:
     texts = read(model, "Name a tree.", "Why is the sea salt? Rivers.")
-    with pytest.raises(PrunelensError, match=r"other than the prompts that are reported on.*other --prompts"):
-        unseen(texts, reported(model, "Name a tree.", "Why is the sea salt?"), model)
+    with pytest.raises(PrunelensError, match=r"other than the prompts and tasks that are reported on.*other --prompts"):
+        unseen(texts, ["Name a tree.", "Why is the sea salt?"], model)
 
 
 def test_the_built_in_texts_hold_none_of_the_core_prompts(model: Model) -> None:
     texts = read(model, *(prompt.text for prompt in BUILT_IN))
-    core = [Prompt(prompt.prompt_id, prompt.kind, prompt.text, ()) for prompt in prompts()]
-    assert unseen(texts, core, model) == (texts, 0)
+    assert unseen(texts, [prompt.text for prompt in prompts()], model) == (texts, ())
 
 
 # --- what recipes need -------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ from oracle import zeroed
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, wrap
 from prunelens.report.again import render_again
-from prunelens.study.bench import _guessed_ndcg, _guessed_recall
+from prunelens.study.bench import Bench, TaskSettings, _guessed_ndcg, _guessed_recall
 from prunelens.study.evaluate import evaluate
 from prunelens.study.evaluation import Evaluation
 from prunelens.study.verdict import Thresholds
 from prunelens.tasks.retrieval import Corpus, score
-from prunelens.tasks.suite import suite_folder
+from prunelens.tasks.suite import parse_tasks, suite_folder
 
 TASKS = ("core_choice", "core_facts", "core_long", "core_retrieval")
 LONG_METRICS = ["nll_dense", "loops", "cut_by_limit", "distinct_3", "length"]
@@ -192,6 +192,38 @@ def test_a_count_is_chosen_by_the_calibration(dense: Model, tmp_path: Path) -> N
     )
     named = evaluate(dense, f"drop-mlp@{layer_idx}", tasks="core_long", limit=3, long_tokens=6)
     assert values(counted, "drop-mlp:1") == values(named, f"drop-mlp@{layer_idx}")
+
+
+def test_no_repair_is_fitted_on_what_the_tasks_ask(dense: Model, tmp_path: Path) -> None:
+    """Items of every kind of task, also those that a limit passes over."""
+    recipe, clean = "drop-attention@1+repair:linear", ["Birds sang in the garden.", "The ship left at dawn."]
+    queries = (beir(tmp_path / "mine") / "queries.jsonl").read_text(encoding="utf-8").splitlines()
+    asked = [items("core_facts")[5]["question"], items("core_choice")[7]["question"], json.loads(queries[-1])["text"]]
+    found = []
+    for name, lines in (("clean", clean), ("held", [*clean, *(f"Then: {text} Yes." for text in asked)])):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(json.dumps({"text": line}) for line in lines), encoding="utf-8")
+        tasks = ("core_facts", "core_choice", str(tmp_path / "mine"))
+        found.append(evaluate(dense, recipe, "drop-mlp:1", tasks=tasks, limit=2, calibration=path))
+    assert values(found[0], recipe) == values(found[1], recipe)
+    told = f"{recipe}: repair:linear: 3 of 5 calibration texts hold what is reported on and were left out of the fit"
+    assert [note for note in found[1].info["notes"] if "hold" in note] == [told.removeprefix(f"{recipe}: ")]
+    assert not any("hold" in note for note in found[0].info["notes"])
+
+
+def test_texts_that_all_hold_a_question_are_refused(dense: Model, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(items("core_long")[3]["prompt"], encoding="utf-8")
+    with pytest.raises(PrunelensError, match="each holds one of them; give another --calibration"):
+        evaluate(dense, "drop-mlp@1+repair:bias", tasks="core_long", limit=2, calibration=tmp_path / "text.txt")
+
+
+def test_questions_come_without_the_words_around_them(dense: Model, tmp_path: Path) -> None:
+    name = str(beir(tmp_path / "mine"))
+    bench = Bench(dense, parse_tasks(("core_facts", "core_arithmetic", "core_long", name)), TaskSettings(limit=2))
+    found = bench.questions
+    passages = [item["prompt"] for item in items("core_long")]
+    assert set(found) >= {*passages, *(item["question"] for item in items("core_facts") if len(item["question"]) >= 24)}
+    assert all(len(text) >= 24 for text in found)
 
 
 def test_thresholds_decide(dense: Model) -> None:

@@ -212,7 +212,7 @@ def test_texts_that_hold_a_reported_prompt_are_not_fitted_on(tmp_path: Path) -> 
     without = compared(LINEAR, ATTENTION, calibration=clean, lens_steps=0)
     assert without.info["notes"] == []
     assert left_out.info["notes"] == [
-        "repair: 1 of 6 calibration texts hold a prompt that is reported on and were left out of the fit"
+        f"{LINEAR}: repair:linear: 1 of 6 calibration texts hold what is reported on and were left out of the fit"
     ]
     assert made(left_out, LINEAR)["repaired"] == made(without, LINEAR)["repaired"]
     assert left_out.summary[0]["kl"] == without.summary[0]["kl"]
@@ -232,7 +232,7 @@ def test_where_every_text_holds_a_reported_prompt_nothing_is_read(tmp_path: Path
         return lambda done: None
 
     calibration = written(tmp_path / "held.jsonl", *ASKED)
-    with pytest.raises(PrunelensError, match="other than the prompts that are reported on"):
+    with pytest.raises(PrunelensError, match="other than the prompts and tasks that are reported on"):
         compared(LINEAR, calibration=calibration, reporter=reporter)
     assert set(begun) <= {"dense writes", "ranking sublayers"}
 

@@ -35,7 +35,7 @@ from prunelens.study.study_file import Cell
 from prunelens.study.sweep import SWEEP, Sweep, sweep
 from prunelens.study.sweep_tables import CELL_NUMBERS, SCHEMAS, _kind, is_drop, is_mask
 from prunelens.study.verdict import SAFE, UNKNOWN
-from prunelens.tasks.suite import USES
+from prunelens.tasks.suite import USES, suite_folder
 
 PATIENCE = 120.0
 """Seconds after which a wait for another process is a failure."""
@@ -379,6 +379,25 @@ def test_workers_find_what_a_relative_path_names(tiny: Path, tmp_path: Path, mon
     assert_whole(found, 2)
     whole = study(tiny, "wanda:0.5", "drop-mlp:1", calibration=str(tmp_path / "texts.txt"))
     assert_same(sweep(whole | {"compare": QUICK | {"prompts": str(tmp_path / "prompts.txt")}}, "other"), found)
+
+
+@pytest.mark.parametrize("comparing", [QUICK, None], ids=["compared", "asked"])
+def test_no_repair_is_fitted_on_what_the_tasks_ask(tiny: Path, tmp_path: Path, comparing: Any) -> None:
+    question = json.loads((suite_folder() / "core" / "core_facts.jsonl").read_text().splitlines()[4])["question"]
+    found = []
+    for name, lines in (("clean", ["one text"]), ("held", ["one text", f"Then: {question} Yes."])):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(json.dumps({"text": line}) for line in lines), encoding="utf-8")
+        document = study(
+            tiny, "drop-attention@1+repair:linear", calibration=str(path), tasks=["core_facts", "core_long"]
+        )
+        document |= {"compare": comparing, "evaluate": {"limit": 2, "long_tokens": 4}}
+        found.append(sweep(document, tmp_path / name).tables["scores"].drop_columns("key"))
+    assert found[0].equals(found[1])
+    assert any(0 < row["compressed"] < 100 for row in found[0].to_pylist() if row["metric"] == "nll_dense")
+    notes = [json.loads(path.read_text())["notes"] for path in (tmp_path / "held" / "cells").glob("*/*/run.json")]
+    assert notes
+    assert all(any("1 of 2 calibration texts hold" in note for note in each) for each in notes)
 
 
 def test_built_in_prompts_stay_what_they_are_beside_a_file_of_their_name(

@@ -1,6 +1,6 @@
 """Where a checkpoint can carry a repair: its place among the layers that stay, and a bias that is there anyway."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from prunelens.models.repairs import STREAM, Repair
 from prunelens.models.surgery import Drop
 from prunelens.models.twin import named_owners, set_weight, twin_of
 from prunelens.models.zeroing import added, silencing_weights
+
+BiasParameters = Mapping[int, tuple[str, Tensor]]
+"""By index among repairs: the name of a parameter, and the value with which it carries that repair."""
 
 
 def placed(repairs: Sequence[Repair], kept: Sequence[int]) -> list[Repair]:
@@ -28,7 +31,7 @@ def placed(repairs: Sequence[Repair], kept: Sequence[int]) -> list[Repair]:
     return found
 
 
-def bias_parameters(model: Model, drop: Drop, repairs: Sequence[Repair]) -> dict[int, tuple[str, Tensor]]:
+def bias_parameters(model: Model, drop: Drop, repairs: Sequence[Repair]) -> BiasParameters:
     """For each repair that is a bias, the parameter of the model that can carry it, and its new value.
 
     A sublayer's own output bias serves, its matrices being zero, or that of the last sublayer before cut blocks.

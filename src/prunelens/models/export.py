@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prunelens.errors import PrunelensError
 from prunelens.models import folders, nemotron_nas
-from prunelens.models.carrying import bias_parameters, placed
+from prunelens.models.carrying import BiasParameters, bias_parameters, placed
 from prunelens.models.cutting import check_blocks, check_cache, clean_config, cut_config, skeleton
 from prunelens.models.loading import Model, load, quiet
 from prunelens.models.record import record_of, recorded_drop
@@ -63,6 +63,7 @@ def export(
     drop: Drop = NOTHING,
     experts: Mapping[int, Sequence[int]] = MappingProxyType({}),
     repairs: Sequence[Repair] = (),
+    carried: BiasParameters | None = None,
     finish: Finish | None = None,
     layout: str = "transformers",
     card: str = "",
@@ -78,6 +79,7 @@ def export(
         experts: for each layer with experts, those that go.
         repairs: what stands in for parts of `drop`; a bias goes into a parameter where one is there for it, all else
             into a file of its own, which this program reads.
+        carried: what `bias_parameters` found for them; None to find it here.
         finish: makes the final weights: called with the folder of the plain checkpoint and an empty one to fill.
         layout: `transformers`, or `nemotron-nas`, which leaves dropped sublayers out instead of zeroing them.
         card: text of README.md; none if empty.
@@ -95,7 +97,7 @@ def export(
     _check_asked(model, drop, repairs, finish, layout)
     folders.check_target(target, is_export, WHAT)
     with quiet():
-        carried = bias_parameters(model, drop, repairs)
+        carried = bias_parameters(model, drop, repairs) if carried is None else carried
         network = _laid_out(model, drop, experts, repairs, carried, recipe)
         if layout == nemotron_nas.MODEL_TYPE:
             nemotron_nas.check(network.config)
@@ -170,7 +172,7 @@ def _laid_out(
     drop: Drop,
     experts: Mapping[int, Sequence[int]],
     repairs: Sequence[Repair],
-    carried: Mapping[int, tuple[str, Tensor]],
+    carried: BiasParameters,
     recipe: str,
 ) -> Any:
     """A network of the same class with what stays, sharing its weights with the model."""

@@ -38,11 +38,13 @@ class Calibration:
     Attributes:
         texts: rank sublayers and experts, and say which weights count.
         repair: what repairs are fitted on; nothing that results are reported on may be among it.
+        notes: what a reader of repaired models should know of `repair`.
         prefix: streams of `repair`, which the fits of several recipes share.
     """
 
     texts: Texts = ()
     repair: Texts = ()
+    notes: tuple[str, ...] = ()
     prefix: Prefix = field(default_factory=Prefix, compare=False, repr=False)
 
     def prefix_of(self, model: Model) -> Prefix:
@@ -218,7 +220,7 @@ def _dropped_more(step: Step, pruned: Pruned, texts: Texts, ranking: Ranking | N
 
 def _repaired(step: RepairStep, pruned: Pruned, calibration: Calibration, name: str, reporter: Reporter) -> Pruned:
     """With what the drops have taken out put back as far as the step can."""
-    texts, notes = calibration.repair, pruned.notes
+    texts, notes = calibration.repair, pruned.notes + tuple(f"{step}: {note}" for note in calibration.notes)
     prefix = calibration.prefix_of(pruned.dense) if pruned.model is pruned.dense else None
     tokens = sum(map(len, texts))
     if tokens < pruned.model.anatomy.hidden_size and step.fit != "bias":

@@ -22,6 +22,7 @@ from prunelens.tasks.retrieval import (
 )
 from prunelens.tasks.suite import (
     CORE_LONG,
+    MIN_QUESTION,
     SUBSETS,
     Chosen,
     Metric,
@@ -100,6 +101,16 @@ class Bench:
         items = long_items(self.settings.subset, self.settings.limit)
         texts = [PromptText(item["id"], item["kind"], ({"role": "user", "content": item["prompt"]},)) for item in items]
         return encode(texts, self.dense, True, self.settings.long_tokens)
+
+    @cached_property
+    def questions(self) -> list[str]:
+        """What the tasks ask, every item of them: questions, prompts, queries and passages, but for short ones."""
+        asked = self._harness.questions() if self._harness is not None else []
+        if CORE_LONG in self.chosen.tasks:
+            asked += [item["prompt"] for item in long_items()]
+        for corpus in self._corpora.values():
+            asked += [*corpus.queries.values(), *corpus.passages.values()]
+        return [text for text in asked if len(text) >= MIN_QUESTION]
 
     @cached_property
     def dense_found(self) -> Found:

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import resources
+from itertools import accumulate
 from pathlib import Path
 
 from prunelens.errors import PrunelensError
@@ -14,7 +17,7 @@ from prunelens.pruning.apply import Calibration
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.recipe import Recipe
 from prunelens.study.settings import Reporter, Settings
-from prunelens.tasks.prompts import Prompt, encode, prompts
+from prunelens.tasks.prompts import encode, prompts
 from prunelens.tracing.generate import Greedy, Rule, Sampled, uniforms, write
 
 REPAIR_PROMPTS = "calibration_prompts.jsonl"
@@ -22,11 +25,15 @@ REPAIR_SEEDS = (0, 1)
 REPAIR_TOKENS = 96
 REPAIR_ROWS = 96
 """Texts written side by side."""
+ANCHOR = 16
+"""So many characters of a prompt are looked up at every place of a text, and the rest only where they stand."""
 
 Texts = Sequence[Sequence[int]]
 
 
-def calibrate(recipes: Sequence[Recipe], model: Model, path: Path | None, reporter: Reporter) -> Calibration:
+def calibrate(
+    recipes: Sequence[Recipe], model: Model, path: Path | None, reporter: Reporter, reported: Sequence[str] = ()
+) -> Calibration:
     """The texts that these recipes need.
 
     Args:
@@ -34,16 +41,34 @@ def calibrate(recipes: Sequence[Recipe], model: Model, path: Path | None, report
         model: the dense model.
         path: text, JSONL or .npy of token ids; None for the dense model's own texts.
         reporter: progress display.
+        reported: prompts and questions that results will be reported on; no repair is fitted on a text with one.
 
     Raises:
-        PrunelensError: as `read_calibration`, or a model that cannot write texts of its own.
+        PrunelensError: as `read_calibration` and `unseen`, or a model that cannot write texts of its own.
     """
-    if path is not None:
-        texts = read_calibration(path, model)
-        return Calibration(texts, texts)
+    texts = read_calibration(path, model) if path is not None else None
     counted = any(recipe.needs_calibration for recipe in recipes)
-    repaired = any(recipe.repair is not None for recipe in recipes)
-    return Calibration(own_texts(model, reporter) if counted else (), repair_texts(model, reporter) if repaired else ())
+    made_on = Calibration(texts or (own_texts(model, reporter) if counted else ()))
+    return with_repair_texts(made_on, recipes, model, texts, reported, reporter)
+
+
+def with_repair_texts(
+    made_on: Calibration,
+    recipes: Sequence[Recipe],
+    model: Model,
+    texts: Texts | None,
+    reported: Sequence[str],
+    reporter: Reporter,
+) -> Calibration:
+    """With what repairs are fitted on, where one of the recipes repairs; `texts` are the user's, if there are any.
+
+    Raises:
+        PrunelensError: as `repair_texts` and `unseen`.
+    """
+    if not any(recipe.repair is not None for recipe in recipes):
+        return made_on
+    kept, notes = unseen(texts or repair_texts(model, reporter), reported, model)
+    return replace(made_on, repair=kept, notes=notes)
 
 
 def own_texts(model: Model, reporter: Reporter) -> list[list[int]]:
@@ -112,22 +137,48 @@ def _sample(model: Model, ids: list[tuple[int, ...]], reporter: Reporter) -> lis
     return [[*prompt, *text.token_ids] for prompt, text in zip(rows, written, strict=True)]
 
 
-def unseen(texts: Texts, reported: Sequence[Prompt], model: Model) -> tuple[list[Sequence[int]], int]:
-    """(the calibration texts that hold none of the reported prompts, how many hold one).
+def unseen(texts: Texts, reported: Sequence[str], model: Model) -> tuple[list[Sequence[int]], tuple[str, ...]]:
+    """(the calibration texts that hold nothing that is reported on, a note where some do).
+
+    White space does not count. A text holds a prompt if it holds all of its lines, as a chat does between the marks
+    of its template; neighbours hold one that begins in the first and ends in the second.
 
     Raises:
-        PrunelensError: all hold one.
+        PrunelensError: all hold something.
     """
-    asked = [prompt.text.strip() for prompt in reported]
-    kept = [text for text in texts if not _holds_any(model, text, asked)]
+    if not reported:
+        return list(texts), ()
+    decoded = [_squeezed(model.tokenizer.decode(text)) for text in texts]
+    asked = [[_squeezed(line) for line in text.splitlines() if line.strip()] for text in reported]
+    held = _in_a_row(decoded, ["".join(lines) for lines in asked])
+    chats = [lines for lines in asked if len(lines) > 1]
+    held |= {index for index, text in enumerate(decoded) if any(all(line in text for line in lines) for lines in chats)}
+    kept = [text for index, text in enumerate(texts) if index not in held]
     if not kept:
         raise PrunelensError(
-            "expected calibration texts for the repair other than the prompts that are reported on, found that each "
-            "holds one of them; give another --calibration or other --prompts"
+            "expected calibration texts for the repair other than the prompts and tasks that are reported on, found "
+            "that each holds one of them; give another --calibration, or other --prompts or --tasks"
         )
-    return kept, len(texts) - len(kept)
+    note = f"{len(held)} of {len(texts)} calibration texts hold what is reported on and were left out of the fit"
+    return kept, (note,) if held else ()
 
 
-def _holds_any(model: Model, text: Sequence[int], asked: Sequence[str]) -> bool:
-    decoded = model.tokenizer.decode(text)
-    return any(prompt in decoded for prompt in asked)
+def _in_a_row(texts: Sequence[str], wanted: Sequence[str]) -> set[int]:
+    """The texts in which something wanted stands, or a part of it that goes on in the next text."""
+    by_start: dict[str, list[str]] = {}
+    for whole in wanted:
+        by_start.setdefault(whole[:ANCHOR], []).append(whole)
+    lengths = {len(start) for start in by_start} - {0}
+    joined, ends = "".join(texts), list(accumulate(map(len, texts)))
+    found: set[int] = set()
+    for place in range(len(joined)):
+        for length in lengths:
+            for whole in by_start.get(joined[place : place + length], ()):
+                if joined.startswith(whole, place):
+                    last = place + len(whole) - 1
+                    found |= set(range(bisect_right(ends, place), bisect_right(ends, last) + 1))
+    return found
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())

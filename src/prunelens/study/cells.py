@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from prunelens.pruning.apply import Calibration
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.study.bench import Bench
-from prunelens.study.calibration_texts import own_texts, repair_texts
+from prunelens.study.calibration_texts import own_texts, with_repair_texts
 from prunelens.study.candidates import Candidate, apply_recipes, open_candidates
 from prunelens.study.evaluate import collect
 from prunelens.study.evaluation import EVALUATION
@@ -55,6 +55,11 @@ class Context:
         if study.tasks is None:
             return None
         return Bench(self.dense, parse_tasks(study.tasks), study.evaluate.settings(0))
+
+    @cached_property
+    def questions(self) -> Sequence[str]:
+        """What the tasks ask."""
+        return self.bench.questions if self.bench is not None else ()
 
     @cached_property
     def calibration(self) -> list[list[int]] | None:
@@ -96,11 +101,8 @@ def work(context: Context, cell: Cell) -> None:
     run = _compare(context, candidate, cell.seed)
     if run is None:
         assert candidate.recipe is not None
-        counted, repaired = candidate.recipe.needs_calibration, candidate.recipe.repair is not None
-        texts = Calibration(
-            context.own_texts if counted else (),
-            context.calibration or repair_texts(dense, silent) if repaired else (),
-        )
+        texts = Calibration(context.own_texts if candidate.recipe.needs_calibration else ())
+        texts = with_repair_texts(texts, [candidate.recipe], dense, context.calibration, context.questions, silent)
         ranking = context.ranking if candidate.recipe.needs_ranking else None
         apply_recipes([candidate], dense, texts, ranking, silent, cell.seed)
     evaluation = None
@@ -130,7 +132,7 @@ def _compare(context: Context, candidate: Candidate, seed: int) -> Run | None:
         settings.max_new_tokens,
     )
     stages = Stages(context.dense, [candidate], texts, settings, silent, context.written.get(seed))
-    run = stages.run(context.calibration)
+    run = stages.run(context.calibration, context.questions)
     context.written[seed] = stages.written
     return run
 

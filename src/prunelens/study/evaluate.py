@@ -51,7 +51,7 @@ def evaluate(
     candidates = open_candidates(model, compressed)
     start = time.perf_counter()
     bench = Bench(model, chosen[0], chosen[1], reporter)
-    _make(model, candidates, calibration, reporter, chosen[1].seed)
+    _make(bench, candidates, calibration, reporter)
     _ = bench.dense_found
     found = {candidate.label: bench.measure(candidate.label, candidate.variant(model)) for candidate in candidates}
     return collect(bench, candidates, found, thresholds or Thresholds(), time.perf_counter() - start)
@@ -71,16 +71,15 @@ def check_evaluation(
     return parse_tasks(tasks), chosen
 
 
-def _make(
-    model: Model, candidates: Sequence[Candidate], calibration: str | Path | None, reporter: Reporter, seed: int
-) -> None:
+def _make(bench: Bench, candidates: Sequence[Candidate], calibration: str | Path | None, reporter: Reporter) -> None:
+    model = bench.dense
     recipes = [candidate.recipe for candidate in candidates if candidate.recipe is not None]
     path = Path(calibration) if calibration is not None else None
-    texts = calibrate(recipes, model, path, reporter)
+    texts = calibrate(recipes, model, path, reporter, bench.questions)
     ranking = None
     if any(recipe.needs_ranking for recipe in recipes):
         ranking = rank_redundancy(model, texts.texts, advance=reporter("ranking sublayers", sum(map(len, texts.texts))))
-    apply_recipes(candidates, model, texts, ranking, reporter, seed)
+    apply_recipes(candidates, model, texts, ranking, reporter, bench.settings.seed)
 
 
 def collect(

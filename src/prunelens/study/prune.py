@@ -1,5 +1,6 @@
 """Make a model smaller by a recipe and save it so that it loads elsewhere; say what was reached."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.carrying import bias_parameters
 from prunelens.models.export import LAYOUTS, NUM_STEPS, WHAT, export, is_export
 from prunelens.models.folders import check_target, probe_target
-from prunelens.models.loading import Model
+from prunelens.models.loading import Model, quiet
 from prunelens.models.quantized import method_of
 from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.repair_files import REPAIRS
@@ -98,8 +99,10 @@ def prune(
     sparsities = plain.zero_share, zero_share(model.anatomy.blocks)
     twin = _in_stored_dtype(plain.model, model)
     stored = replace(plain, model=twin, repairs=tuple(repair.in_dtype(twin.dtype) for repair in plain.repairs))
-    finish = _Quantizer(stored, quantized) if quantized else None
-    in_weights = len(bias_parameters(stored.model, stored.drop, stored.repairs)) == len(stored.repairs)
+    with quiet():
+        carried = bias_parameters(stored.model, stored.drop, stored.repairs)
+    finish = _Quantizer(stored, carried, quantized) if quantized else None
+    in_weights = len(carried) == len(stored.repairs)
     notes = (*plain.notes, *(finish.notes if finish else ()), *(() if in_weights else (NEEDS_US,)))
     exported = export(
         stored.model,
@@ -107,6 +110,7 @@ def prune(
         plain.drop,
         plain.experts,
         stored.repairs,
+        carried,
         finish=finish,
         layout=layout,
         card=model_card(model, recipe, calibration, notes, findings, in_weights),
@@ -171,10 +175,11 @@ class _Quantizer:
         notes: what a reader should know, such as what stays as it is.
     """
 
-    def __init__(self, pruned: Pruned, step: QuantizeStep) -> None:
+    def __init__(self, pruned: Pruned, carried: Iterable[int], step: QuantizeStep) -> None:
         from prunelens.pruning.quantize import quantization_notes
 
         self._pruned = pruned
+        self._in_weights = [pruned.repairs[index] for index in carried]
         self._to = step.to
         self.max_difference = 0.0
         self.notes = tuple(quantization_notes(pruned.model, step.to))
@@ -186,8 +191,7 @@ class _Quantizer:
         save_quantized(plain, target, self._to)
         twin = twin_of(self._pruned.model)
         quantize(twin, self._to)
-        carried = bias_parameters(self._pruned.model, self._pruned.drop, self._pruned.repairs)
-        with dropped(twin.anatomy, self._pruned.drop, [self._pruned.repairs[index] for index in carried]):
+        with dropped(twin.anatomy, self._pruned.drop, self._in_weights):
             expected = logits_of(twin.network, twin)
         found = logits_on_reopening(target, twin, finished=True)
         self.max_difference = checked_difference(expected, found, twin.dtype, is_exact=True)

@@ -15,7 +15,7 @@ from prunelens.pruning.apply import Calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.spaces.head import Pair, stream_pairs
 from prunelens.spaces.survival import common_prefix
-from prunelens.study.calibration_texts import repair_texts, unseen
+from prunelens.study.calibration_texts import with_repair_texts
 from prunelens.study.candidates import Candidate, apply_recipes
 from prunelens.study.drafts import measure_drafts
 from prunelens.study.inside import Inside
@@ -71,10 +71,17 @@ class Stages:
         self.reporter = reporter
         self.parts: dict[str, list[pa.Table]] = {name: [] for name in SCHEMAS}
         self.seconds: dict[str, float] = {}
-        self.notes: list[str] = []
 
-    def run(self, calibration: list[list[int]] | None) -> Run:
-        """All stages in order: write, rank, read, measure, run free."""
+    def run(self, calibration: list[list[int]] | None, reported: Sequence[str] = ()) -> Run:
+        """All stages in order: write, rank, read, measure, run free.
+
+        Args:
+            calibration: texts of the user's; None for the dense model's own.
+            reported: what else than the prompts no repair may be fitted on.
+
+        Raises:
+            PrunelensError: recipes that the model cannot take, or no texts to calibrate on.
+        """
         with self._clock("dense writes"):
             greedy, sampled = self._dense_texts()
         with self._clock("ranking"):
@@ -82,7 +89,9 @@ class Stages:
             ranking = self._rank(texts)
         self.written = Written(greedy, sampled, ranking or (self._given.ranking if self._given else None))
         with self._clock("compressing"):
-            made_on = Calibration(texts, self._repair_texts(calibration))
+            recipes = [candidate.recipe for candidate in self.candidates if candidate.recipe]
+            asked = [*(prompt.text for prompt in self.prompts), *reported]
+            made_on = with_repair_texts(Calibration(texts), recipes, self.dense, calibration, asked, self.reporter)
             apply_recipes(self.candidates, self.dense, made_on, ranking, self.reporter, self.settings.seed)
         trajectories = self._trajectories(greedy, [draw.continuation for draw in sampled])
         with self._clock("reading"):
@@ -105,7 +114,6 @@ class Stages:
         info |= {"lens": inside.describe_lens(), "noise": noise_summary(tables["noise"])}
         info["nulls"] |= {f"layers.{label}": reason for label, reason in inside.misaligned.items()}
         info["nulls"] |= undrafted
-        info["notes"] += self.notes
         return Run(tables, info | {"summary": summarise(tables, info, drafts)})
 
     @contextmanager
@@ -140,19 +148,6 @@ class Stages:
         """The dense model's own texts, which calibrate where nothing else was given."""
         pairs = zip(self.prompts, greedy, strict=True)
         return [[*prompt.token_ids, *continuation.token_ids] for prompt, continuation in pairs]
-
-    def _repair_texts(self, calibration: list[list[int]] | None) -> Sequence[Sequence[int]]:
-        """What repairs are fitted on: nothing that holds a prompt of this comparison."""
-        if not any(candidate.recipe and candidate.recipe.repair for candidate in self.candidates):
-            return ()
-        texts = calibration or repair_texts(self.dense, self.reporter)
-        kept, left_out = unseen(texts, self.prompts, self.dense)
-        if left_out:
-            self.notes.append(
-                f"repair: {left_out} of {len(texts)} calibration texts hold a prompt that is reported on and were left "
-                "out of the fit"
-            )
-        return kept
 
     def _rank(self, texts: list[list[int]]) -> Ranking | None:
         counted = any(candidate.recipe and candidate.recipe.needs_ranking for candidate in self.candidates)

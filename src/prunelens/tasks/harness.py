@@ -11,7 +11,7 @@ from typing import Any
 
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, quiet
-from prunelens.tasks.suite import CORE_HARNESS, Metric, Scored, in_subset, nearest, suite_folder
+from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, Metric, Scored, in_subset, nearest, suite_folder
 
 SHORT_TOKENS = 32
 """Generation of at most so many tokens is short."""
@@ -64,6 +64,7 @@ class Harness:
             if name not in self._manager.all_tasks:
                 known = (*CORE_HARNESS, *self._manager.all_tasks)
                 raise PrunelensError(f"there is no task {name!r} in lm-evaluation-harness{nearest(name, known)}")
+        self._loaded: list[Any] = []
         self.tasks = {name: self._load(name) for name in names}
 
     def _load(self, name: str) -> dict[str, HarnessTask]:
@@ -71,12 +72,19 @@ class Harness:
         try:
             with silenced():
                 found = self._manager.load([name])["tasks"]
+                self._loaded += found.values()
                 return {key: _described(key, task) for key, task in found.items()}
         except Exception as error:
             raise PrunelensError(
                 f"the data of the task {name} cannot be loaded ({type(error).__name__}: {_first_line(error)}); tasks "
                 "other than core need the hub, or their data in the local cache"
             ) from error
+
+    def questions(self) -> list[str]:
+        """What each item of the tasks asks; an item whose question is no text is left out."""
+        with silenced():
+            found = [_question(task, doc) for task in self._loaded for doc in task.eval_docs]
+        return [text for text in found if text]
 
     def run(
         self,
@@ -120,6 +128,15 @@ def _described(name: str, task: Any) -> HarnessTask:
     metrics = task.config.metric_list or [{"metric": "acc"}]
     limit = (task.config.generation_kwargs or {}).get("max_gen_toks", 256)
     return HarnessTask(name, task.config.output_type, str(metrics[0]["metric"]), int(limit), len(task.eval_docs))
+
+
+def _question(task: Any, doc: dict[str, Any]) -> str:
+    """The longest text of an item that its prompt holds, mostly the question without the words around it."""
+    prompt = task.doc_to_text(doc)
+    if not isinstance(prompt, str):
+        return ""
+    parts = [part for part in doc.values() if isinstance(part, str) and part in prompt and len(part) >= MIN_QUESTION]
+    return max(parts, key=len, default=prompt)
 
 
 def _scored(task: HarnessTask, samples: list[dict[str, Any]]) -> list[Scored]:

@@ -17,6 +17,8 @@ CORE_HARNESS = ("core_choice", "core_letters", "core_facts", "core_arithmetic", 
 CORE_LONG = "core_long"
 CORE_RETRIEVAL = "core_retrieval"
 CORE_TASKS = (*CORE_HARNESS, CORE_LONG, CORE_RETRIEVAL)
+MIN_QUESTION = 24
+"""Characters; a shorter question may stand in any text."""
 SUBSETS = ("all", "search", "held-out")
 """All items of a task, those at even places, or those at odd places."""
 
