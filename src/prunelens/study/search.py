@@ -10,7 +10,7 @@ from prunelens.models.surgery import NOTHING, Drop, num_parameters
 from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.bench import Bench, Found
-from prunelens.study.calibration_texts import repair_texts
+from prunelens.study.calibration_texts import with_repair_texts
 from prunelens.study.held_out import kl_by_prompt
 from prunelens.study.ledger import Ledger
 from prunelens.study.scores import score_rows
@@ -215,7 +215,10 @@ class Search:
         if self._last[0] != recipe:
             parsed = parse_recipe(recipe)
             if parsed.repair and not self._calibration.repair:
-                self._calibration = replace(self._calibration, repair=repair_texts(self.dense, self.reporter))
+                asked = self.bench.questions
+                self._calibration = with_repair_texts(
+                    self._calibration, [parsed], self.dense, None, asked, self.reporter
+                )
             if parsed.needs_calibration and not self._calibration.texts:
                 self._calibration = replace(self._calibration, texts=self.texts())
             self._last = (recipe, apply(parsed, self.dense, self._calibration, reporter=self.reporter))
