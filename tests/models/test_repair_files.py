@@ -19,9 +19,12 @@ from transformers import AutoModelForCausalLM
 from conftest import COMMON, shared_network, tiny_model, tiny_network, tiny_tokenizer, words
 from prunelens import load
 from prunelens.errors import PrunelensError
+from prunelens.models.carrying import bias_parameters
+from prunelens.models.export import export
 from prunelens.models.loading import Model, wrap
 from prunelens.models.repair_files import KEY, REPAIRS
-from prunelens.models.surgery import dropped
+from prunelens.models.repairs import Repair
+from prunelens.models.surgery import Drop, dropped
 from prunelens.pruning.apply import Calibration, Pruned, apply
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.compare import compare
@@ -211,6 +214,30 @@ def test_of_two_biases_one_may_lie_in_the_file(tmp_path: Path, texts: Path) -> N
         assert close(logits(plain(folder)), logits(model.network))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(torch.float32, 1.0), (torch.float32, 1e-4), (torch.bfloat16, 1.0), (torch.bfloat16, 0.2), (torch.bfloat16, 0.05)],
+)
+def test_a_norm_behind_a_bias_makes_it_none_that_can_carry(tmp_path: Path, dtype: torch.dtype, size: float) -> None:
+    """However small the repair: next to what the sublayer adds, rounding may hide what becomes of it."""
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(transformers.Olmo2Config(**COMMON | {"attention_bias": True}))
+    for weight in network.parameters():
+        if weight.ndim > 1 or not weight.data.any():
+            weight.data.normal_(0, 0.2)
+    network.to(dtype).save_pretrained(tmp_path / "dense")
+    model, drop, folder = load(tmp_path / "dense", dtype=dtype), Drop(attention=frozenset([1])), tmp_path / "out"
+    bias = size * torch.randn(32, generator=torch.Generator().manual_seed(1))
+    repairs = [Repair("attention", 1, bias.to(dtype))]
+    assert not bias_parameters(model, drop, repairs)
+    export(model, folder, drop, repairs=repairs)
+    assert set(load_file(folder / REPAIRS)) == {"0.bias"}
+    assert entries_of(folder) == [{"kind": "attention", "layer_idx": 1}]
+    with dropped(model.anatomy, drop, repairs):
+        expected = logits(model.network)
+    assert torch.equal(logits(load(folder, dtype=dtype).network), expected)
+
+
 def test_what_is_quantised_after_a_repair_comes_back(tmp_path: Path, texts: Path) -> None:
     pytest.importorskip("torchao")
     torch.manual_seed(0)
@@ -306,7 +333,7 @@ def test_what_is_repaired_is_not_pruned_again(tmp_path: Path, texts: Path, first
     prune(opened("llama"), first, tmp_path / "out", calibration=texts)
     model, before = load(tmp_path / "out"), sorted(os.listdir(tmp_path))
     for target in ("again", "out"):
-        with pytest.raises(PrunelensError, match="expected a model without repairs to prune"):
+        with pytest.raises(PrunelensError, match="expected a model without repairs"):
             prune(model, recipe, tmp_path / target, calibration=texts)
     assert sorted(os.listdir(tmp_path)) == before
     assert close(logits(load(tmp_path / "out").network), logits(model.network))
@@ -429,6 +456,26 @@ def test_entries_that_lie_are_refused(copied: Path, index: int, change: dict[str
         load(copied)
 
 
+@pytest.mark.parametrize("parameter", [None, "norm", "part"])
+@pytest.mark.parametrize(("kind", "layer_idx"), [("attention", 1), ("attention", 3), ("mlp", 0), ("mlp", 2)])
+def test_sublayers_that_a_hybrid_does_not_have_are_refused(
+    tmp_path: Path, kind: str, layer_idx: int, parameter: str | None
+) -> None:
+    """A record that says they are dropped, alone and with a repair in a parameter of that layer or of another."""
+    network = opened("nemotron_h").network
+    assert opened("nemotron_h").anatomy.blocks[layer_idx].find(kind) is None
+    network.save_pretrained(tmp_path / "out")
+    fitting = [name for name, weight in network.named_parameters() if weight.shape == (32,)]
+    entry: dict[str, Any] = {"dropped": {"attention": [], "mlp": []} | {kind: [layer_idx]}, "recipe": "x"}
+    if parameter is not None:
+        own = next(name for name in fitting if f".{layer_idx}." in name)
+        name = own if parameter == "part" else fitting[-1]
+        entry["repairs"] = [{"kind": kind, "layer_idx": layer_idx, "parameter": name}]
+    with_config(tmp_path / "out", lambda config: config.update({KEY: entry}))
+    with pytest.raises(PrunelensError, match=r"layers that have the part under dropped .* config\.json"):
+        load(tmp_path / "out")
+
+
 def test_a_null_entry_is_none(copied: Path) -> None:
     with_config(copied, lambda config: config.update({KEY: None}))
     assert close(logits(load(copied).network), logits(plain(copied)))
@@ -484,6 +531,24 @@ def test_tensors_that_do_not_fit_are_refused(copied: Path, change: Callable[[Ten
     save_file(tensors, copied / REPAIRS, metadata={"format": "pt"})
     with pytest.raises(PrunelensError, match=rf"config\.json|{REPAIRS}"):
         load(copied)
+
+
+@pytest.mark.parametrize("name", ["0.bias", "1.down", "2.up"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_tensors_of_a_strange_dtype_are_refused(copied: Path, dtype: torch.dtype, name: str) -> None:
+    tensors = load_file(copied / REPAIRS)
+    tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, copied / REPAIRS, metadata={"format": "pt"})
+    with pytest.raises(PrunelensError, match=rf"{REPAIRS}, found {dtype} in '{name}'"):
+        load(copied)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_tensors_of_other_floats_are_read(copied: Path, dtype: torch.dtype) -> None:
+    expected = logits(load(copied).network)
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(copied / REPAIRS).items()}
+    save_file(tensors, copied / REPAIRS, metadata={"format": "pt"})
+    assert torch.allclose(logits(load(copied).network), expected, rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1, -500])

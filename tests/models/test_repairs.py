@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from conftest import FAMILIES, shared_network, tiny_model
 from prunelens.models.anatomy import Anatomy, Sublayer
 from prunelens.models.loading import Model, wrap
+from prunelens.models.proofs import is_close
 from prunelens.models.repairs import Repair, find_repair, installed_repairs
 from prunelens.models.streams import BlockPass, watched_blocks
 from prunelens.models.surgery import Drop, dropped, kept_weights, num_parameters, remove
 from prunelens.models.taps import input_tensor
 from prunelens.models.twin import set_weight, twin_of
+from prunelens.pruning.apply import Calibration, apply
+from prunelens.pruning.recipe import parse_recipe
 
 KINDS = ("attention", "mlp", "block")
 IDS = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(3))
@@ -264,6 +267,28 @@ def test_cached_generation_equals_reading_everything_again(family: str, places: 
     assert torch.equal(twin.generate(IDS, use_cache=True, **settings), expected)
     with dropped(model.anatomy, drop, repairs):
         assert torch.equal(model.network.generate(IDS, use_cache=True, **settings), expected)
+
+
+@pytest.mark.parametrize("fit", ["bias", "linear", "linear,rank=4,weighted"])
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_a_stream_that_is_wider_than_the_weights_is_repaired(family: str, fit: str) -> None:
+    """Mamba's stream stays in float32."""
+    model = tiny_model(family, torch.bfloat16)
+    texts = torch.randint(3, 97, (8, 20), generator=torch.Generator().manual_seed(5)).tolist()
+    pruned = apply(parse_recipe(f"drop-block@1+repair:{fit}"), model, Calibration(texts, texts))
+    assert {weight.dtype for weight in pruned.repairs[0].parameters()} == {torch.bfloat16}
+    seen: list[BlockPass] = []
+    with pruned.variant.running() as repaired:
+        with watched_blocks(repaired.anatomy.blocks, seen.append):
+            logits(repaired.network)
+        settings: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+        found = repaired.network.generate(
+            IDS, use_cache=True, output_logits=True, return_dict_in_generate=True, **settings
+        )
+        whole = logits(repaired.network, found.sequences)
+    assert {passed.after.dtype for passed in seen} == {torch.float32}
+    assert torch.isfinite(whole).all()
+    assert is_close(torch.stack(found.logits, dim=1).bfloat16(), whole[:, IDS.shape[1] - 1 : -1].bfloat16())
 
 
 def size(*modules: nn.Module) -> int:

@@ -1,5 +1,6 @@
 """A dropped part equals a zeroed output projection: in one pass, step by step, in generate, in padded batches."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +9,12 @@ from transformers import DynamicCache
 
 import oracle
 from conftest import shared_network, tiny_network
+from prunelens import load
 from prunelens.errors import PrunelensError
 from prunelens.models.anatomy import Anatomy, find_anatomy
 from prunelens.models.batches import pad_left
+from prunelens.models.export import export
+from prunelens.models.loading import wrap
 from prunelens.models.surgery import Drop, dropped, num_parameters
 
 Parts = dict[str, list[int]]
@@ -138,6 +142,43 @@ def test_a_shared_norm_stays() -> None:
     layer = network.model.layers[1]
     left = num_parameters(network, anatomy, Drop(attention=frozenset([1])))
     assert left == size(network) - size(layer.self_attn)
+
+
+def sharing() -> Any:
+    """A tiny llama in which the MLPs of layers 1 and 2, each a module of its own, have the same weights."""
+    network = tiny_network("llama")
+    first, second = (network.model.layers[layer_idx].mlp for layer_idx in (1, 2))
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        getattr(second, name).weight = getattr(first, name).weight
+    return network
+
+
+def test_weights_that_another_layer_shares_stay() -> None:
+    network = sharing()
+    anatomy, layer = find_anatomy(network), network.model.layers[1]
+    total, norm = size(network), 32
+    assert total == size(shared_network("llama")) - size(layer.mlp)
+    assert num_parameters(network, anatomy) == total
+    assert num_parameters(network, anatomy, Drop(mlp=frozenset([1]))) == total - norm
+    assert num_parameters(network, anatomy, Drop(block=frozenset([2]))) == total - size(layer) + size(layer.mlp)
+    both = Drop(mlp=frozenset([1, 2]))
+    assert num_parameters(network, anatomy, both) == total - 2 * norm - size(layer.mlp)
+    assert num_parameters(network, anatomy, both | Drop(block=frozenset([1]))) == total - size(layer) - norm
+
+
+def test_a_checkpoint_of_shared_weights_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELENS_CACHE", str(tmp_path / "cache"))
+    model = wrap(sharing())
+    for drop in (Drop(), Drop(mlp=frozenset([1])), Drop(attention=frozenset([3]))):
+        before = list(tmp_path.rglob("*"))
+        with pytest.raises(PrunelensError, match="cannot be written as safetensors"):
+            export(model, tmp_path / "out", drop)
+        assert list(tmp_path.rglob("*")) == before
+    for layer_idx in (1, 2):  # one of the two is left
+        drop = Drop(block=frozenset([layer_idx]))
+        export(model, tmp_path / "out", drop)
+        found = load(tmp_path / "out")
+        assert num_parameters(found.network, found.anatomy) == num_parameters(model.network, model.anatomy, drop)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "mixtral", "mamba"])

@@ -1,14 +1,19 @@
 """Recipes applied from left to right: what is changed, what is measured on what, and that the dense model stays."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import mask_oracle
 from conftest import tiny_model, tiny_network
+from prunelens import load
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import wrap
-from prunelens.models.surgery import Drop, dropped
-from prunelens.pruning.apply import Calibration, apply
+from prunelens.models.export import export
+from prunelens.models.loading import Model, wrap
+from prunelens.models.repairs import Repair, installed_repairs
+from prunelens.models.surgery import Drop, dropped, num_parameters
+from prunelens.pruning.apply import Calibration, apply, check_recipe
 from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
 
@@ -118,3 +123,57 @@ def test_experts_then_masks() -> None:
 def test_what_the_model_does_not_have_is_refused(family: str, recipe: str, said: str) -> None:
     with pytest.raises(PrunelensError, match=said):
         apply(parse_recipe(recipe), tiny_model(family), CALIBRATION)
+
+
+@pytest.fixture
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELENS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("_own_cache")
+@pytest.mark.parametrize("chosen", ["@2", "@1", ":2"])  # 1 has no experts
+@pytest.mark.parametrize("method", ["drop-mlp", "drop-block"])
+@pytest.mark.parametrize("experts_first", [False, True])
+def test_experts_of_what_is_out_are_counted_once(tmp_path: Path, method: str, chosen: str, experts_first: bool) -> None:
+    model, steps = tiny_model("qwen3_moe"), ["drop-experts:0.25,uniform", f"{method}{chosen}"]
+    pruned = apply(parse_recipe("+".join(steps if experts_first else steps[::-1])), model, CALIBRATION)
+    export(pruned.model, tmp_path / "out", pruned.drop, pruned.experts)
+    found = load(tmp_path / "out")
+    assert pruned.num_parameters == num_parameters(found.network, found.anatomy)
+
+
+@pytest.fixture
+def repaired(tmp_path: Path, _own_cache: None) -> Model:
+    """A checkpoint that carries a repair, opened."""
+    repairs = [Repair("attention", 1, torch.ones(32), 0.1 * torch.eye(32))]
+    export(tiny_model(), tmp_path / "repaired", Drop(attention=frozenset([1])), repairs=repairs)
+    model = load(tmp_path / "repaired")
+    assert installed_repairs(model.network)
+    return model
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "drop-attention@1",
+        "drop-mlp@2",
+        "drop-block@1",
+        "drop-block:1",
+        "drop-sublayers:2,iterative",
+        "drop-attention@2+repair:bias",
+        "drop-attention@1+repair:linear",
+        "drop-block@2+repair:linear,rank=4,weighted",
+        "drop-block@2+repair:folded",
+        "magnitude:0.5",
+        "wanda:2:4",
+        "drop-mlp@2+sparsegpt:0.5",
+        "drop-experts:0.25",
+        "quantize:int8",
+    ],
+)
+def test_what_is_repaired_is_not_changed_again(repaired: Model, recipe: str) -> None:
+    said = f"expected a model without repairs to change, found {repaired.name}"
+    with pytest.raises(PrunelensError, match=said):
+        check_recipe(parse_recipe(recipe), repaired)
+    with pytest.raises(PrunelensError, match=said):
+        apply(parse_recipe(recipe), repaired, Calibration(TEXTS, TEXTS))

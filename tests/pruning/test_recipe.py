@@ -370,6 +370,7 @@ REPAIRS = (
     "repair:folded,weighted",
 )
 AFTER_DROPS = "repair comes after the drops that it mends"
+BEFORE_MASKS = "repair:folded comes before a mask"
 
 
 @pytest.mark.parametrize("repair", REPAIRS)
@@ -379,8 +380,8 @@ AFTER_DROPS = "repair comes after the drops that it mends"
         "drop-attention:4+{}",
         "drop-block:4,consecutive+{}",
         "drop-mlp:2,iterative+drop-sublayers@a1,m3+{}",
-        "magnitude:0.5+drop-block@0+{}",
-        "drop-mlp@1+wanda:2:4+{}",
+        "drop-mlp@1+drop-experts:0.25+{}",
+        "drop-block@2+{}+wanda:2:4",
         "drop-attention@1+{}+wanda:2:4+drop-experts:0.25+quantize:int8",
     ],
 )
@@ -389,6 +390,14 @@ def test_a_repair_is_what_it_prints(form: str, repair: str) -> None:
     assert str(parse_recipe(text)) == text
     assert is_recipe(text)
     assert str(parse_recipe(text).repair) == repair
+
+
+@pytest.mark.parametrize("repair", [repair for repair in REPAIRS if "folded" not in repair])
+@pytest.mark.parametrize(
+    "form", ["magnitude:0.5+drop-block@0+{}", "drop-mlp@1+wanda:2:4+{}", "wanda:2:4+drop-block@2+{}"]
+)
+def test_what_a_mask_leaves_can_be_repaired_by_a_module(form: str, repair: str) -> None:
+    assert str(parse_recipe(form.format(repair))) == form.format(repair)
 
 
 @pytest.mark.parametrize(
@@ -433,6 +442,10 @@ def test_a_repair_is_no_drop_and_counts_nothing() -> None:
         ("drop-mlp@1+repair:bias+repair:linear", "repair is given twice"),
         ("drop-mlp@1+repair:bias+repair:bias", "repair is given twice"),
         ("drop-mlp@1+quantize:int8+repair:bias", "quantize comes last"),
+        ("wanda:2:4+drop-block@2+repair:folded", BEFORE_MASKS),
+        ("drop-block@2+wanda:2:4+repair:folded", BEFORE_MASKS),
+        ("magnitude:0.5+drop-block@2+repair:folded,weighted", BEFORE_MASKS),
+        ("sparsegpt:0.5+drop-block@2+repair:folded+wanda:2:4", BEFORE_MASKS),
         ("drop-mlp@1+repair:bias,rank=4", "rank goes with repair:linear only"),
         ("drop-mlp@1+repair:folded,rank=4", "rank goes with repair:linear only"),
         ("drop-mlp@1+repair:linear,rank=0", "the rank must be at least 1, found 0"),
@@ -500,3 +513,15 @@ def test_a_rank_above_the_hidden_size_is_refused(weighted: str) -> None:
     check_recipe(parse_recipe(f"drop-mlp@1+repair:linear,rank=32{weighted}"), model)
     with pytest.raises(PrunelensError, match="a rank of at most 32, the hidden size of tiny-llama, found 33"):
         check_recipe(parse_recipe(f"drop-mlp@1+repair:linear,rank=33{weighted}"), model)
+
+
+def test_a_folded_repair_after_a_mask_is_refused_in_yaml_too(tmp_path: Path) -> None:
+    path, steps = tmp_path / "recipe.yaml", ["method: drop-block, at: [2]", "method: repair, fit: folded"]
+    mask = "method: wanda, sparsity: '2:4'"
+    for order, refused in (([mask, *steps], True), ([*steps, mask], False)):
+        path.write_text(f"steps: [{', '.join(f'{{{step}}}' for step in order)}]", encoding="utf-8")
+        if refused:
+            with pytest.raises(PrunelensError, match=BEFORE_MASKS):
+                parse_recipe(str(path))
+        else:
+            assert str(parse_recipe(str(path))) == "drop-block@2+repair:folded+wanda:2:4"

@@ -1,6 +1,7 @@
 """Repairs fitted on calibration texts: against an oracle on what hooks record while the repaired model runs."""
 
 import functools
+import gc
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from prunelens.models.taps import input_tensor
 from prunelens.models.twin import twin_of
 from prunelens.pruning.apply import Calibration, Pruned, apply
 from prunelens.pruning.folding import find_cuts, fold_repairs, num_folding_runs
-from prunelens.pruning.least_squares import STRENGTHS
+from prunelens.pruning.least_squares import STRENGTHS, Moments
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.pruning.repair import Fitted, Gap, find_gaps, fit_repairs, num_block_runs
 from prunelens.pruning.steps import RepairStep
@@ -348,6 +349,28 @@ def test_a_few_texts_hold_out_their_ends() -> None:
     assert_same_map(repair, repair_oracle.ridge(inputs, targets, weights, fitted.strength), inputs, 1e-7)
 
 
+def most_sums(step: RepairStep, num_texts: int) -> int:
+    """The most `Moments` that live at once while one map is fitted, one batch a text."""
+    alive: list[int] = []
+
+    def living() -> int:
+        return sum(type(found) is Moments for found in gc.get_objects())
+
+    model, texts = opened("llama"), some_texts([12] * num_texts)
+    gc.collect()
+    before, fit = living(), fold_repairs if step.fit == "folded" else fit_repairs
+    drop = Drop(attention=frozenset([1]))
+    fit(twin_of(model), step, drop, texts, batch_tokens=12, advance=lambda _tokens: alive.append(living()))
+    assert len(alive) == num_texts
+    return max(alive) - before
+
+
+@pytest.mark.parametrize("step", [BIAS, LINEAR, FOLDED], ids=str)
+def test_more_batches_keep_no_more_sums(step: RepairStep) -> None:
+    few, many = most_sums(step, 4), most_sums(step, 16)
+    assert 0 < many <= few
+
+
 # ------------------------------------------------------------------------------------------ gaps and counts
 
 
@@ -509,6 +532,36 @@ def test_folding_works_unless_a_norm_follows_the_sublayer(any_family: str) -> No
     assert torch.isfinite(logits_of(pruned)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["olmo2", "gemma2"])
+def test_a_norm_that_follows_is_found_however_little_the_cut_adds(family: str, dtype: torch.dtype) -> None:
+    """The map is nearly the identity, so that rounding hides what the norm makes of it."""
+    network = tiny_network(family, dtype)
+    scale = {torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
+    for name, weight in network.model.layers[2].named_parameters():
+        if "post" in name and weight.ndim == 1:
+            weight.data.fill_(scale - 1 if family == "gemma2" else scale)
+    model = wrap(network)
+    silent = logits_of(applied("drop-block@2", model))
+    assert (silent - logits(network)).norm() < 0.1 * logits(network).norm()
+    with pytest.raises(PrunelensError, match="not made by one product"):
+        applied("drop-block@2+repair:folded", model)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2])
+def test_a_block_that_is_nearly_silent_is_folded_in_half_precision(share: float) -> None:
+    """It brings the logits nearer on the texts of the fit, although the map is nearly the identity."""
+    network = tiny_network("llama", torch.bfloat16)
+    for weight in (network.model.layers[2].self_attn.o_proj.weight, network.model.layers[2].mlp.down_proj.weight):
+        weight.data.mul_(share)
+    model, ids = wrap(network), torch.tensor([text for text in TEXTS if len(text) == 25])
+    dense, errors = logits(network, ids).float(), []
+    for recipe in ("drop-block@2+repair:folded", "drop-block@2"):
+        with applied(recipe, model).variant.running() as found:
+            errors.append((logits(found.network, ids).float() - dense).norm())
+    assert errors[0] <= errors[1] < 0.3 * dense.norm()
+
+
 def test_cuts_are_runs_of_sublayers_that_are_out() -> None:
     model = opened("llama")
     drop = Drop(attention=frozenset([1, 2]), mlp=frozenset([1]), block=frozenset([3]))
@@ -546,6 +599,51 @@ def test_the_dense_model_stays_as_it_was(family: str, fit: str) -> None:
 def test_no_texts_to_fit_on_are_refused(fit: str) -> None:
     with pytest.raises(PrunelensError, match="at least one token"):
         applied(f"drop-attention@1+repair:{fit}", opened("llama"), [])
+
+
+OVERFLOWS = 50
+"""The token at which `overflowing` has no finite state."""
+
+
+def overflowing() -> Model:
+    """In float16, with an embedding near the largest number, to which the first MLP adds more."""
+    network = tiny_network("llama").half()
+    embedded, first = network.model.embed_tokens.weight.data, network.model.layers[0]
+    embedded[:, 0] = 0
+    embedded[OVERFLOWS] = 0
+    embedded[OVERFLOWS, 0] = 65000
+    first.self_attn.o_proj.weight.data.zero_()
+    for module, value in ((first.mlp.gate_proj, 4), (first.mlp.up_proj, 4), (first.mlp.down_proj, 30)):
+        module.weight.data[0] = 0
+        module.weight.data[0, 0] = value
+    return wrap(network)
+
+
+@pytest.mark.parametrize(
+    "fit", ["bias", "bias,weighted", "linear", "linear,rank=4", "linear,rank=4,weighted", "folded", "folded,weighted"]
+)
+def test_states_that_overflow_are_refused(fit: str) -> None:
+    model, bad = overflowing(), [5, OVERFLOWS, 7, 8]
+    texts = [[token for token in text if token != OVERFLOWS] for text in TEXTS]
+    assert not torch.isfinite(logits(model.network, torch.tensor([bad]))).all()
+    assert torch.isfinite(logits_of(applied(f"drop-block@2+repair:{fit}", model, texts))).all()
+    for place in (0, 4, 10):  # 4 is held out
+        with pytest.raises(PrunelensError, match=r"expected finite .* use float32"):
+            applied(f"drop-block@2+repair:{fit}", model, [*texts[:place], bad, *texts[place:]])
+
+
+def test_logits_that_overflow_are_refused_where_they_weigh() -> None:
+    """The states are finite; of the fits, only one of limited rank that is weighted reads the logits."""
+    network, bad = tiny_network("llama").half(), [5, OVERFLOWS, 7, 8]
+    with torch.no_grad():
+        state = network.model(torch.tensor([bad])).last_hidden_state[0, 1].float()
+    network.lm_head.weight.data[3] = (state * 12_000 / state.norm()).half()
+    model, texts = wrap(network), [*TEXTS, bad]
+    assert torch.isinf(logits(network, torch.tensor([bad]))).any()
+    assert torch.isfinite(logits(network)).all()
+    assert applied("drop-attention@2+repair:linear,weighted", model, texts).mended[0].explained > 0
+    with pytest.raises(PrunelensError, match=r"expected finite .* use float32"):
+        applied("drop-attention@2+repair:linear,rank=4,weighted", model, texts)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -188,6 +188,33 @@ def test_other_models_prompts_and_settings_have_texts_of_their_own(
     assert len({json.dumps(texts) for texts in found}) == len(kept_files()) == 5
 
 
+def test_another_chat_template_has_texts_of_its_own(model: Model, runs: list[int]) -> None:
+    first, other = repair_texts(model, silent), text_model()
+    other.tokenizer.chat_template = "{% for message in messages %}<<{{ message['content'] }}>>{% endfor %}"
+    assert other.fingerprint == model.fingerprint
+    found = repair_texts(other, silent)
+    assert len(runs) == len(kept_files()) == 2
+    for text, asked in zip(found, read(other, *(f"<<{text}>>" for text in FEW)) * len(REPAIR_SEEDS), strict=True):
+        assert text[: len(asked)] == asked
+    assert repair_texts(text_model(), silent) == first
+    assert repair_texts(other, silent) == found
+    assert len(runs) == 2
+
+
+def test_other_ends_of_texts_have_texts_of_their_own(model: Model, runs: list[int]) -> None:
+    first, other = repair_texts(model, silent), text_model()
+    asked = read(model, *FEW) * len(REPAIR_SEEDS)
+    begun = {text[len(prompt)] for text, prompt in zip(first, asked, strict=True)}
+    other.network.generation_config.eos_token_id = [2, *sorted(begun)]
+    assert other.fingerprint == model.fingerprint
+    found = repair_texts(other, silent)
+    assert [len(text) - len(prompt) for text, prompt in zip(found, asked, strict=True)] == [1] * len(asked)
+    assert len(runs) == len(kept_files()) == 2
+    other.network.generation_config.eos_token_id.reverse()
+    assert repair_texts(other, silent) == found
+    assert len(runs) == 2
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -216,6 +216,18 @@ def test_experts_are_sliced(texts: Path, tmp_path: Path, recipe: str) -> None:
     assert num_parameters(load(target).network, load(target).anatomy) == found.parameters
 
 
+@pytest.mark.parametrize(
+    "recipe", ["drop-block@1,2+repair:bias", "drop-attention@1+repair:bias", "drop-mlp@1+drop-block@3+repair:folded"]
+)
+def test_what_weights_carry_is_counted_once(texts: Path, tmp_path: Path, recipe: str) -> None:
+    model = load(save(tiny_network("gpt2"), tmp_path / "gpt2"))
+    found = prune(model, recipe, tmp_path / "out", calibration=texts)
+    again = load(tmp_path / "out")
+    assert found.parameters == num_parameters(again.network, again.anatomy)
+    if "attention" not in recipe and "mlp" not in recipe:  # elsewhere zeros stay for other programs
+        assert found.parameters == reopened(tmp_path / "out").num_parameters()
+
+
 def test_the_seed_chooses_the_experts(tmp_path: Path) -> None:
     model = load(save(tiny_network("mixtral"), tmp_path / "mixtral"))
     recipe = parse_recipe("drop-experts:0.5,uniform")
@@ -410,6 +422,47 @@ def test_the_card_tells_what_a_run_has_found(checkpoint: Path, texts: Path, tmp_
     with pytest.raises(PrunelensError):
         prune(model, parse_recipe("drop-mlp@0"), tmp_path / "wrong", run=tmp_path / "nowhere")
     assert {name for name in tree(tmp_path) if not name.startswith("other")} == before.keys()
+
+
+@pytest.mark.parametrize("fit", ["bias", "linear", "folded"])
+def test_what_a_run_has_found_is_true_of_what_is_saved(checkpoint: Path, tmp_path: Path, fit: str) -> None:
+    """A repair is fitted on the same texts as in the run: those without its prompts."""
+    rows = np.random.default_rng(3).integers(3, 97, (20, 16))
+    lines = [words(*row) for row in rows.tolist()]
+    asked, target, recipe = tmp_path / "prompts.txt", tmp_path / "out", f"drop-block@1+repair:{fit}"
+    asked.write_text("".join(f"{line}\n" for line in lines[:8]), encoding="utf-8")
+    calibration = tmp_path / "texts.jsonl"
+    calibration.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), encoding="utf-8")
+    compared = compare(checkpoint, recipe, prompts=asked, calibration=str(calibration), max_new_tokens=4, lens_steps=0)
+    compared.report(tmp_path / "run")
+    model = load(checkpoint)
+    found = prune(model, recipe, target, calibration=calibration, run=tmp_path / "run")
+    note = f"repair:{fit}: 8 of 20 calibration texts hold what is reported on and were left out of the fit"
+    assert note in found.notes
+    assert compared.info["notes"] == [f"{recipe}: {note}"]
+    ids = read_calibration(calibration, model)
+    assert ids == rows.tolist()
+    others, everything = (apply(parse_recipe(recipe), model, Calibration((), own)) for own in (ids[8:], ids))
+    saved = logits(load(target).network)
+    assert torch.allclose(saved, variant_logits(others), rtol=0, atol=1e-5)
+    assert not torch.allclose(saved, variant_logits(everything), rtol=0, atol=1e-3)
+    assert f"- {note}" in card_of(target).replace("\\", "")
+    again = compare(checkpoint, target, prompts=asked, max_new_tokens=4, lens_steps=0)
+    assert again.summary[0]["kl"]["mean"] == pytest.approx(compared.summary[0]["kl"]["mean"], rel=1e-4)
+
+
+def test_a_run_leaves_texts_for_the_ranking(checkpoint: Path, tmp_path: Path) -> None:
+    """Only repairs are kept from prompts; what ranks and masks may read them, as in the run."""
+    asked, recipe = tmp_path / "prompts.txt", "drop-mlp:1+wanda:0.5"
+    asked.write_text(TEXTS, encoding="utf-8")
+    compare(checkpoint, recipe, prompts=asked, calibration=str(asked), max_new_tokens=4, lens_steps=0).report(
+        tmp_path / "run"
+    )
+    found = prune(load(checkpoint), recipe, tmp_path / "out", calibration=asked, run=tmp_path / "run")
+    assert not [note for note in found.notes if "left out" in note]
+    assert torch.equal(
+        logits(reopened(tmp_path / "out")), variant_logits(pruned_in_memory(load(checkpoint), recipe, asked))
+    )
 
 
 def test_hostile_names_are_text_in_the_card(checkpoint: Path) -> None:

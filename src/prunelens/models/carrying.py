@@ -47,7 +47,7 @@ def bias_parameters(model: Model, drop: Drop, repairs: Sequence[Repair]) -> Bias
     found: dict[int, tuple[str, Tensor]] = {}
     for index, repair in enumerate(repairs):
         carrier = _carrier(model, drop, repair) if repair.down is None else None
-        name = _output_bias(model, carrier, repair) if carrier is not None else None
+        name = _output_bias(model, carrier) if carrier is not None else None
         if name is not None and carrier is not None:
             own = model.network.get_parameter(name)
             start = own if repair.kind == "block" else torch.zeros_like(own)
@@ -66,19 +66,24 @@ def _carrier(model: Model, drop: Drop, repair: Repair) -> Sublayer | None:
     return None if part.layer_idx in drop.block | getattr(drop, part.kind) else part
 
 
-def _output_bias(model: Model, part: Sublayer, repair: Repair) -> str | None:
-    """The name of a parameter that adds to what a sublayer adds at every token; proved by changing it."""
+def _output_bias(model: Model, part: Sublayer) -> str | None:
+    """The name of a parameter that adds to what a sublayer adds at every token; proved by changing it.
+
+    Not by the repair's bias, which may be so small that rounding hides what becomes of it.
+    """
     names = silencing_weights(model, Drop(**{part.kind: frozenset([part.layer_idx])}))
     size = model.anatomy.hidden_size
-    before = added(model, part)
+    before = added(model, part).double()
+    tried = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(before.device)
+    tried *= before.square().mean().sqrt() or 1.0
     for name in sorted(names):
         if not name.endswith("bias") or model.network.get_parameter(name).shape != (size,):
             continue
         twin = twin_of(model)
         module, attribute = named_owners(twin.network)[name]
         own = module.get_parameter(attribute)
-        set_weight(module, attribute, own + (repair.bias / part.scale).to(own.dtype))
+        set_weight(module, attribute, own + (tried / part.scale).to(own))
         same = next(one for one in twin.anatomy.blocks[part.layer_idx].sublayers if one.kind == part.kind)
-        if is_close(added(twin, same), before + repair.bias):
+        if is_close((added(twin, same).double() - before).to(model.dtype), tried.expand_as(before)):
             return name
     return None

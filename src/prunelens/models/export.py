@@ -270,7 +270,11 @@ def _write(
         tokenizer.save_pretrained(plain)
     if card:
         (plain / "README.md").write_text(card, encoding="utf-8")
-    network.save_pretrained(plain)
+    try:
+        network.save_pretrained(plain)
+    except RuntimeError as error:  # tensors shared in a way that the family does not foresee
+        reason = " ".join(str(error).split())[:300]
+        raise PrunelensError(f"the weights cannot be written as safetensors: {reason}") from error
     more(plain)
     if finish is not None:
         parts.mkdir()

@@ -68,6 +68,10 @@ def remove_recorded(network: Any, anatomy: Anatomy, name: str, folder: Path | No
     """
     drop = recorded_drop(network.config)
     repairs = read_repairs(network, anatomy.hidden_size, folder)
+    there = {(part.kind, part.layer_idx) for block in anatomy.blocks for part in block.sublayers}
+    absent = sorted({(kind, layer_idx) for kind in KINDS for layer_idx in getattr(drop, kind)} - there)
+    if absent:
+        raise strange("layers that have the part under dropped", absent)
     for repair, _ in repairs:
         if repair.kind != STREAM and repair.layer_idx not in getattr(drop, repair.kind):
             raise strange("repairs of sublayers that are dropped", f"{repair.kind} {repair.layer_idx}")

@@ -19,6 +19,7 @@ from prunelens.models.repairs import STREAM, Repair
 KEY = "prunelens"
 REPAIRS = "prunelens-repairs.safetensors"
 FIELDS = ("bias", "down", "up")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def describe(repairs: Sequence[Repair], carried: dict[int, str]) -> list[dict[str, Any]]:
@@ -74,9 +75,15 @@ def _tensors(folder: Path | None) -> dict[str, Tensor]:
     if folder is None or not (folder / REPAIRS).is_file():
         raise PrunelensError(f"expected {REPAIRS} beside the weights, as config.json says, found none; download it too")
     try:
-        return load_file(folder / REPAIRS)
+        found = load_file(folder / REPAIRS)
     except (SafetensorError, OSError) as error:
         raise PrunelensError(f"{folder / REPAIRS} is damaged or cut short ({error}); download it again") from error
+    for name, tensor in found.items():
+        if tensor.dtype not in DTYPES:
+            raise PrunelensError(
+                f"expected {', '.join(map(str, DTYPES))} in {folder / REPAIRS}, found {tensor.dtype} in {name!r}"
+            )
+    return found
 
 
 def _read(network: Any, entry: Any, index: int, tensors: dict[str, Tensor], size: int, layers: int) -> Repair:

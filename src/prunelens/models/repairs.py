@@ -41,11 +41,11 @@ class Repair(nn.Module):
 
     def forward(self, source: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """What is added to the stream where the part has read `source`: its normed input, or a block's stream."""
-        bias = self.bias.to(source.device)
+        bias = self.bias.to(source)  # a stream may be wider than the weights
         if self.down is None:
             return bias.expand(source.shape).clone()  # families add to it in place
-        mapped = source @ self.down.to(source.device)
-        return (mapped if self.up is None else mapped @ self.up.to(source.device)) + bias
+        mapped = source @ self.down.to(source)
+        return (mapped if self.up is None else mapped @ self.up.to(source)) + bias
 
     @property
     def num_parameters(self) -> int:

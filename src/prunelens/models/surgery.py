@@ -144,9 +144,9 @@ def kept_weights(
     model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING, repairs: Sequence[Repair] = ()
 ) -> Iterator[nn.Parameter]:
     """The parameters that the model reads when these parts are out, each once, those of repairs last."""
-    modules = _forwards_without(anatomy, drop, repairs)
-    gone = {id(weight) for module in modules for weight in module.parameters()}
-    yield from (weight for _, weight in counted_parameters(model) if id(weight) not in gone)
+    gone = {part for module in _forwards_without(anatomy, drop, repairs) for part in module.modules()}
+    read = {id(weight) for module in model.modules() if module not in gone for weight in module._parameters.values()}
+    yield from (weight for _, weight in counted_parameters(model) if id(weight) in read)
     yield from (weight for repair in repairs for weight in repair.parameters())
 
 

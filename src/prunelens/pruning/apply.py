@@ -11,7 +11,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.experts import mask_experts, num_dropped_parameters
 from prunelens.models.loading import Model
 from prunelens.models.mixtures import find_mixtures
-from prunelens.models.repairs import Repair
+from prunelens.models.repairs import Repair, installed_repairs
 from prunelens.models.sizes import is_quantized, tensor_bytes
 from prunelens.models.surgery import NOTHING, Drop, dropped, kept_weights, num_parameters, remove
 from prunelens.models.twin import twin_of
@@ -123,7 +123,8 @@ class Pruned:
 
     @property
     def _num_in_experts(self) -> int:
-        return num_dropped_parameters(self.model, self.experts) if self.experts else 0
+        left = {layer: gone for layer, gone in self.experts.items() if layer not in self.drop.block | self.drop.mlp}
+        return num_dropped_parameters(self.model, left) if left else 0
 
 
 def apply(
@@ -167,6 +168,11 @@ def check_recipe(recipe: Recipe, model: Model) -> None:
     Raises:
         PrunelensError: as `check_parts`, no experts, too few of them, or a missing library.
     """
+    if installed_repairs(model.network):
+        raise PrunelensError(
+            f"recipe {str(recipe)!r}: expected a model without repairs to change, found {model.name}; name the one "
+            "that it was made from"
+        )
     check_parts(recipe, model)
     if recipe.repair is not None and (recipe.repair.rank or 0) > model.anatomy.hidden_size:
         raise PrunelensError(

@@ -108,7 +108,8 @@ def fold_repairs(
     found = []
     for cut in cuts:
         names = silencing_weights(working, Drop(**{cut.before.kind: frozenset([cut.before.layer_idx])}))
-        with_bias = any(working.network.get_parameter(name).ndim == 1 for name in names)
+        _check_foldable(working, cut.before, names)
+        with_bias = _has_bias(working, names)
         last = cut.places[-1][0].layer_idx
         fit, held_out = walk.moments(cut.before.layer_idx, last, partial(_read_cut, cut))
         strength, error = choose_strength(fit, held_out, with_bias)
@@ -133,7 +134,7 @@ def _read_cut(cut: Cut, passes: Passes) -> tuple[Tensor, Tensor, Tensor]:
     assert isinstance(before, SublayerPass)
     start = _stream(cut.places[0], passes, after=False)
     end = _stream(cut.places[-1], passes, after=True)
-    return before.added, end - start, end
+    return before.added.to(end.device), end - start.to(end.device), end
 
 
 def _stream(place: Place, passes: Passes, after: bool) -> Tensor:
@@ -143,6 +144,23 @@ def _stream(place: Place, passes: Passes, after: bool) -> Tensor:
     passed = passes["block" if edge else part.kind, block.layer_idx]
     assert isinstance(passed, BlockPass | SublayerPass)
     return passed.after if after else passed.before
+
+
+def _has_bias(model: Model, names: set[str]) -> bool:
+    return any(model.network.get_parameter(name).ndim == 1 for name in names)
+
+
+def _check_foldable(model: Model, part: Sublayer, names: set[str]) -> None:
+    """Refuse weights that a norm or anything else follows, by folding a map in that is nothing like the identity.
+
+    A fitted map may be so close to it that rounding hides whether it does anything.
+    """
+    size, generator = model.anatomy.hidden_size, torch.Generator().manual_seed(0)
+    before = added(model, part).double()
+    shuffled = torch.eye(size, dtype=torch.float64)[torch.randperm(size, generator=generator)]
+    bias = torch.randn(size, generator=generator, dtype=torch.float64).to(before.device)
+    bias *= before.square().mean().sqrt() if _has_bias(model, names) else 0
+    _fold(twin_of(model), part, names, 2 * shuffled.to(before.device), bias)
 
 
 def _fold(model: Model, part: Sublayer, names: set[str], matrix: Tensor, bias: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from prunelens.errors import PrunelensError
 from prunelens.models.batches import pad_right, plan_batches, with_tokens
 from prunelens.models.loading import Model
 from prunelens.models.taps import decoder_of, record_outputs, run_decoder, run_head
@@ -32,7 +33,7 @@ def head_metric(
         seed: of the draws.
 
     Raises:
-        PrunelensError: no calibration tokens.
+        PrunelensError: no calibration tokens, or logits that are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(model.anatomy.hidden_size, model.anatomy.hidden_size, dtype=torch.float64, device=model.device)
@@ -74,6 +75,11 @@ def _slopes(model: Model, rows: Tensor, generator: torch.Generator) -> Tensor:
         streams = rows.detach().clone().requires_grad_(True)
         states = streams if norm is None else model.network.get_submodule(norm)(streams)
         logits = run_head(model.network, states)
+        if not torch.isfinite(logits).all():
+            raise PrunelensError(
+                f"expected finite logits of {model.name} on the calibration texts to weigh a repair, found NaN or "
+                "infinity; use float32, or leave out the texts that overflow"
+            )
         probs = logits.detach().float().softmax(dim=-1)
         drawn = torch.multinomial(probs.cpu(), 1, generator=generator).to(probs.device)
         upward = torch.zeros_like(probs).scatter_(1, drawn, 1.0) - probs

@@ -51,6 +51,10 @@ class Moments:
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(*(own + more for own, more in zip(vars(self).values(), vars(other).values(), strict=True)))
 
+    def is_finite(self) -> bool:
+        """Whether no token had a NaN or an infinite value (their squares are finite in float64)."""
+        return bool(torch.isfinite(self.xx.diagonal()).all() & torch.isfinite(self.yy))
+
     def mean(self) -> Float64[Tensor, " k"]:
         """The mean target (R1)."""
         return self.y / self.weight

@@ -66,6 +66,9 @@ class Recipe(BaseModel):
             raise ValueError("repair is given twice")
         if repairs and (not drops or drops[-1] > repairs[0]):
             raise ValueError("repair comes after the drops that it mends, such as drop-attention:4+repair:linear")
+        masks = [index for index, step in enumerate(self.steps) if isinstance(step, MaskStep)]
+        if repairs and masks and masks[0] < repairs[0] and self.repair is not None and self.repair.fit == "folded":
+            raise ValueError("repair:folded comes before a mask: it would fill the zeros of the weights it changes")
         return self
 
     def __str__(self) -> str:

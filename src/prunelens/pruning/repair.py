@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunelens.errors import PrunelensError
 from prunelens.models.batches import pad_right, plan_batches, with_tokens
 from prunelens.models.loading import Model
 from prunelens.models.repairs import Repair
@@ -145,7 +146,7 @@ def fit_repairs(
 
 
 def _fit(gap: Gap, step: RepairStep, fit: Moments, held_out: Moments, metric: Tensor | None) -> tuple[Repair, Fitted]:
-    both = fit + held_out
+    both, metric = fit + held_out, None if metric is None else metric.to(fit.xx.device)
     if step.fit == "bias":
         error = squared_error(held_out, Affine(torch.zeros_like(fit.xy), fit.mean()))
         return Repair(gap.kind, gap.first, both.mean()), Fitted(gap, None, explained(error, held_out))
@@ -174,7 +175,8 @@ def read_gap(gap: Gap, passes: Passes) -> tuple[Tensor, Tensor, Tensor]:
     """What a part has read (its normed input, or a block's stream), what it has added, and the stream after it."""
     first, last = passes[gap.kind, gap.first], passes[gap.kind, gap.last]
     if isinstance(first, BlockPass):
-        return first.before, last.after - first.before, last.after
+        before = first.before.to(last.after.device)
+        return before, last.after - before, last.after
     part = first.sublayer
     source = first.calls[part.chain.index(part.body[0])].source
     return source.reshape(first.before.shape), first.added, first.after
@@ -230,7 +232,7 @@ class Walk:
 
         The streams stay in front of block `first`, which is at least that of the call before.
         """
-        found: list[list[Moments]] = [[], []]
+        found: list[Moments | None] = [None, None]
         blocks = self._model.anatomy.blocks[first : last + 1]
         with torch.no_grad():
             for index, (ids, *masks) in enumerate(self._batches):
@@ -239,11 +241,19 @@ class Walk:
                 with watched_blocks(blocks, partial(_note, passes)):
                     run_span(self._model, first, last + 1, ids, self._outputs[index])
                 inputs, targets, after = read(passes)
-                for parts, mask in zip(found, masks, strict=True):
-                    parts.append(self._sum(inputs, targets, after, mask))
+                for place, mask in enumerate(masks):
+                    sums, so_far = self._sum(inputs, targets, after, mask), found[place]
+                    found[place] = sums if so_far is None else so_far + sums
                 self._advance((last + 1 - self._counted) * int((masks[0] | masks[1]).sum()))
         self._at = self._counted = first
-        fit, held_out = _total(found[0]), _total(found[1])
+        fit, held_out = found
+        assert fit is not None
+        assert held_out is not None
+        if not (fit + held_out).is_finite():
+            raise PrunelensError(
+                f"expected finite states of {self._model.name} on the calibration texts to fit a repair, found NaN or "
+                f"infinity in layers {first} to {last}; use float32, or leave out the texts that overflow"
+            )
         return fit, held_out if held_out.weight > 0 else fit
 
     def _sum(self, inputs: Tensor, targets: Tensor, after: Tensor, mask: Tensor) -> Moments:
@@ -259,10 +269,3 @@ def _note(passes: Passes, passed: BlockPass) -> None:
     passes["block", passed.block.layer_idx] = passed
     for part in passed.sublayers:
         passes[part.sublayer.kind, passed.block.layer_idx] = part
-
-
-def _total(parts: list[Moments]) -> Moments:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total

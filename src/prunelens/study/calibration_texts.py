@@ -89,12 +89,13 @@ def repair_texts(model: Model, reporter: Reporter) -> list[list[int]]:
         PrunelensError: no tokenizer, or a context too short for every prompt.
     """
     source = Path(str(resources.files("prunelens.tasks").joinpath(REPAIR_PROMPTS)))
-    made_of = [model.fingerprint, str(model.dtype), source.read_text(encoding="utf-8"), REPAIR_SEEDS, REPAIR_TOKENS]
+    asked = _fitting(source, model)
+    made_of = [model.fingerprint, str(model.dtype), asked, sorted(model.eos_ids), REPAIR_SEEDS, REPAIR_TOKENS]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     kept = cache_dir() / "texts" / f"{key}.json"
     stored = _stored(kept)
     if stored is None:
-        stored = _sample(model, _fitting(source, model), reporter)
+        stored = _sample(model, asked, reporter)
         with suppress(OSError):  # a cache that cannot be written is none
             write_whole(kept, json.dumps(stored))
     return stored

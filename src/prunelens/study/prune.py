@@ -13,7 +13,6 @@ from prunelens.models.loading import Model, quiet
 from prunelens.models.quantized import method_of
 from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.repair_files import REPAIRS
-from prunelens.models.repairs import installed_repairs
 from prunelens.models.surgery import dropped, num_parameters
 from prunelens.models.twin import named_owners, set_weight, twin_of
 from prunelens.pruning.apply import Pruned, apply, check_recipe
@@ -86,11 +85,10 @@ def prune(
     recipe, target = parse_recipe(recipe) if isinstance(recipe, str) else recipe, Path(target)
     check_request(recipe, target, layout)
     _check_dense(model)
-    _check_unrepaired(model)
     check_recipe(recipe, model)
     probe_target(target, is_export, WHAT)
-    findings = _findings(run, recipe, model)
-    texts = calibrate([recipe], model, calibration, reporter)
+    findings, reported = _findings(run, recipe, model)
+    texts = calibrate([recipe], model, calibration, reporter, reported)
     quantized = _quantize_step(recipe)
     steps = tuple(step for step in recipe.steps if step is not quantized)
     plain = Pruned(model, model)
@@ -121,7 +119,7 @@ def prune(
     return PruneResult(
         folder=str(target),
         recipe=str(recipe),
-        parameters=plain.num_parameters,
+        parameters=plain.num_parameters - _num_taken_in(stored, carried),
         dense_parameters=dense_parameters,
         num_bytes=exported.num_bytes,
         dense_bytes=model.weight_bytes,
@@ -156,11 +154,9 @@ def _check_dense(model: Model) -> None:
         )
 
 
-def _check_unrepaired(model: Model) -> None:
-    if installed_repairs(model.network):
-        raise PrunelensError(
-            f"expected a model without repairs to prune, found {model.name}; name the one that it was made from"
-        )
+def _num_taken_in(pruned: Pruned, carried: Iterable[int]) -> int:
+    """Numbers of the maps of cut blocks that a parameter of another sublayer carries."""
+    return sum(pruned.repairs[index].num_parameters for index in carried if pruned.repairs[index].kind == "block")
 
 
 def _quantize_step(recipe: Recipe) -> QuantizeStep | None:
@@ -212,10 +208,10 @@ def _in_stored_dtype(changed: Model, dense: Model) -> Model:
     return twin
 
 
-def _findings(run: Path | None, recipe: Recipe, model: Model) -> dict[str, Any] | None:
-    """What a run of compare says of this recipe on this model."""
+def _findings(run: Path | None, recipe: Recipe, model: Model) -> tuple[dict[str, Any] | None, list[str]]:
+    """What a run of compare says of this recipe on this model, and the prompts that it says it of."""
     if run is None:
-        return None
+        return None, []
     result = Comparison.open(run)
     if result.info["dense"]["fingerprint"] != model.fingerprint:
         raise PrunelensError(
@@ -224,6 +220,6 @@ def _findings(run: Path | None, recipe: Recipe, model: Model) -> dict[str, Any] 
         )
     for record in result.summary:
         if record["compressed"] == str(recipe):
-            return record
+            return record, result.tables["prompts"]["text"].to_pylist()
     known = ", ".join(record["compressed"] for record in result.summary)
     raise PrunelensError(f"expected a run with the recipe {recipe} in {run}, found {known}; run compare with it")
