@@ -134,12 +134,16 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("chosen", ["@2", "@1", ":2"])  # 1 has no experts
 @pytest.mark.parametrize("method", ["drop-mlp", "drop-block"])
 @pytest.mark.parametrize("experts_first", [False, True])
-def test_experts_of_what_is_out_are_counted_once(tmp_path: Path, method: str, chosen: str, experts_first: bool) -> None:
-    model, steps = tiny_model("qwen3_moe"), ["drop-experts:0.25,uniform", f"{method}{chosen}"]
+@pytest.mark.parametrize("experts", ["drop-experts:0.25", "drop-experts:0.25,uniform"])
+def test_experts_of_what_is_out_are_counted_once(
+    tmp_path: Path, method: str, chosen: str, experts_first: bool, experts: str
+) -> None:
+    model, steps = tiny_model("qwen3_moe"), [experts, f"{method}{chosen}"]
     pruned = apply(parse_recipe("+".join(steps if experts_first else steps[::-1])), model, CALIBRATION)
     export(pruned.model, tmp_path / "out", pruned.drop, pruned.experts)
     found = load(tmp_path / "out")
     assert pruned.num_parameters == num_parameters(found.network, found.anatomy)
+    assert not [note for note in pruned.notes if "no calibration token" in note]
 
 
 @pytest.fixture

@@ -451,6 +451,22 @@ def test_what_a_run_has_found_is_true_of_what_is_saved(checkpoint: Path, tmp_pat
     assert again.summary[0]["kl"]["mean"] == pytest.approx(compared.summary[0]["kl"]["mean"], rel=1e-4)
 
 
+def test_figures_of_other_calibration_texts_are_told(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    model, recipe, run, more = load(checkpoint), "drop-mlp@1+magnitude:0.5", tmp_path / "run", {"max_new_tokens": 4}
+    repaired = f"{recipe}+drop-mlp@2+repair:bias"
+    (tmp_path / "asked.txt").write_text("Name a tree.", encoding="utf-8")
+    calibration = str(tmp_path / "other.txt")
+    Path(calibration).write_text("Birds sang in the garden.", encoding="utf-8")
+    compare(
+        model, recipe, repaired, prompts=tmp_path / "asked.txt", calibration=calibration, lens_steps=0, **more
+    ).report(run)
+    told = f"what was found is of the recipe with --calibration {calibration}, this checkpoint was made with {texts}"
+    assert told in prune(model, repaired, tmp_path / "a", calibration=texts, run=run).notes
+    same = prune(model, repaired, tmp_path / "b", calibration=Path(calibration), run=run)
+    uncalibrated = prune(model, recipe, tmp_path / "c", calibration=texts, run=run)
+    assert "what was found is of" not in " ".join(same.notes + uncalibrated.notes)
+
+
 def test_a_run_leaves_texts_for_the_ranking(checkpoint: Path, tmp_path: Path) -> None:
     """Only repairs are kept from prompts; what ranks and masks may read them, as in the run."""
     asked, recipe = tmp_path / "prompts.txt", "drop-mlp:1+wanda:0.5"

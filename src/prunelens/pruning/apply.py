@@ -273,8 +273,9 @@ def _without_experts(step: ExpertStep, pruned: Pruned, texts: Texts, reporter: R
     if not step.uniform:
         advance = reporter(f"{step}: scoring experts", sum(map(len, texts)))
         with dropped(pruned.model.anatomy, pruned.drop, pruned.repairs):
-            scores = score_experts(pruned.model, texts, advance=advance)
-        unseen = sum(int((found.counts == 0).sum()) for found in scores.values())
+            scores = score_experts(pruned.model, texts, advance=advance, mixtures=mixtures)
+        out = pruned.drop.block | pruned.drop.mlp
+        unseen = sum(int((found.counts == 0).sum()) for layer_idx, found in scores.items() if layer_idx not in out)
         if unseen:
             notes += (f"{step}: {unseen} experts read no calibration token; their score is 0",)
     experts = choose_experts(mixtures, step.fraction, scores, seed)

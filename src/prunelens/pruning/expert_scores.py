@@ -37,6 +37,7 @@ def score_experts(
     sequences: Sequence[Sequence[int]],
     batch_tokens: int = 2048,
     advance: Callable[[int], None] = lambda tokens: None,
+    mixtures: Mapping[int, Mixture] | None = None,
 ) -> dict[int, ExpertScores]:
     """Score every expert of every mixture on calibration texts, by layer_idx, in one pass.
 
@@ -47,12 +48,13 @@ def score_experts(
         sequences: token ids of the calibration texts.
         batch_tokens: tokens run at once.
         advance: called with the number of tokens read.
+        mixtures: as `find_mixtures` gives them while all of them are at work; None to find them here.
 
     Raises:
         PrunelensError: no calibration tokens, no mixture, or one that is not supported.
     """
     sequences = with_tokens(sequences)
-    mixtures = find_mixtures(model)
+    mixtures = find_mixtures(model) if mixtures is None else mixtures
     totals = {
         layer_idx: (torch.zeros(mixture.num_experts, dtype=torch.float64), torch.zeros(mixture.num_experts).long())
         for layer_idx, mixture in mixtures.items()

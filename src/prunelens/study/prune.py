@@ -24,6 +24,7 @@ from prunelens.study.card import model_card
 from prunelens.study.result import Comparison
 from prunelens.study.settings import Reporter, silent
 
+OTHER_TEXTS = "what was found is of the recipe with --calibration {}, this checkpoint was made with {}"
 NEEDS_US = f"its repairs lie in {REPAIRS} and are read by prunelens alone; other programs load it without them"
 
 
@@ -87,7 +88,7 @@ def prune(
     _check_dense(model)
     check_recipe(recipe, model)
     probe_target(target, is_export, WHAT)
-    findings, reported = _findings(run, recipe, model)
+    findings, reported, about = _findings(run, recipe, model, calibration)
     texts = calibrate([recipe], model, calibration, reporter, reported)
     quantized = _quantize_step(recipe)
     steps = tuple(step for step in recipe.steps if step is not quantized)
@@ -101,7 +102,7 @@ def prune(
         carried = bias_parameters(stored.model, stored.drop, stored.repairs)
     finish = _Quantizer(stored, carried, quantized) if quantized else None
     in_weights = len(carried) == len(stored.repairs)
-    notes = (*plain.notes, *(finish.notes if finish else ()), *(() if in_weights else (NEEDS_US,)))
+    notes = (*about, *plain.notes, *(finish.notes if finish else ()), *(() if in_weights else (NEEDS_US,)))
     exported = export(
         stored.model,
         target,
@@ -208,10 +209,12 @@ def _in_stored_dtype(changed: Model, dense: Model) -> Model:
     return twin
 
 
-def _findings(run: Path | None, recipe: Recipe, model: Model) -> tuple[dict[str, Any] | None, list[str]]:
-    """What a run of compare says of this recipe on this model, and the prompts that it says it of."""
+def _findings(
+    run: Path | None, recipe: Recipe, model: Model, calibration: Path | None
+) -> tuple[dict[str, Any] | None, list[str], list[str]]:
+    """What a run of compare says of this recipe on this model, the prompts that it says it of, and remarks on it."""
     if run is None:
-        return None, []
+        return None, [], []
     result = Comparison.open(run)
     if result.info["dense"]["fingerprint"] != model.fingerprint:
         raise PrunelensError(
@@ -220,6 +223,9 @@ def _findings(run: Path | None, recipe: Recipe, model: Model) -> tuple[dict[str,
         )
     for record in result.summary:
         if record["compressed"] == str(recipe):
-            return record, result.tables["prompts"]["text"].to_pylist()
+            theirs, ours = result.info["settings"]["calibration"] or "none", str(calibration or "none")
+            differ = theirs != ours and (recipe.needs_calibration or recipe.repair is not None)
+            remarks = [OTHER_TEXTS.format(theirs, ours)] if differ else []
+            return record, result.tables["prompts"]["text"].to_pylist(), remarks
     known = ", ".join(record["compressed"] for record in result.summary)
     raise PrunelensError(f"expected a run with the recipe {recipe} in {run}, found {known}; run compare with it")
