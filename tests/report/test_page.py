@@ -11,6 +11,7 @@ import pytest
 
 from conftest import tiny_model, tiny_network, tiny_tokenizer, words
 from prunelens.models.loading import wrap
+from prunelens.report.environment import breakable
 from prunelens.report.page import render_page
 from prunelens.study.compare import compare
 from prunelens.study.result import Comparison
@@ -54,6 +55,10 @@ def tags_of(page: str) -> list[tuple[str, dict[str, str | None]]]:
     parser = _Scripts()
     parser.feed(page)
     return parser.tags
+
+
+def test_a_recipe_goes_on_in_the_next_line_after_its_parts() -> None:
+    assert breakable("drop-mlp@1,2+<b>") == "drop-mlp@1,<wbr>2+<wbr>&lt;b&gt;"
 
 
 def test_foreign_strings_make_no_tags() -> None:

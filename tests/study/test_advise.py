@@ -618,11 +618,14 @@ def test_held_out_prompts_are_those_that_the_search_did_not_read(undisturbed: tu
         assert {one["prompt_id"] for one in own} == set(every[1::2])
         assert row["mean"] == pytest.approx(sum(one["kl"] for one in own) / len(own))
     roles = [row["role"] for row in found.info["held_out"]["kl"]]
-    assert roles == ["chosen", "found drop", "cosine", *["random"] * NUM_RANDOM]
+    assert roles == ["chosen", "found drop", "cosine", *["random"] * NUM_RANDOM, "repaired"]
     by_role = {row["role"]: row for row in found.info["held_out"]["kl"]}
     pair = found.info["held_out"]["against_cosine"]
     assert (pair["left"], pair["right"]) == (by_role["found drop"]["recipe"], by_role["cosine"]["recipe"])
     assert pair["difference"]["mean"] == pytest.approx(by_role["found drop"]["mean"] - by_role["cosine"]["mean"])
+    pair = found.info["held_out"]["against_unrepaired"]
+    assert pair["left"].startswith(f"{pair['right']}+repair:linear,rank=")
+    assert pair["difference"]["mean"] == pytest.approx(by_role["repaired"]["mean"] - by_role["found drop"]["mean"])
     assert [row["role"] for row in found.info["held_out_use"]] == ["chosen", "runner-up", "cosine, same size"]
 
 

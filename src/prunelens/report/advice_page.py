@@ -93,13 +93,20 @@ def _on_held_out(info: Row) -> list[str]:
     return [f"On items that the search did not see: {own['number']}; by that value it {verdict} (interval below)."]
 
 
+RIVALS = {
+    "against_cosine": "the cosine ranking's choice of the same size",
+    "against_random": "random drops of the same size",
+    "against_unrepaired": "the same drop without its repair",
+}
+
+
 def _against(info: Row) -> list[str]:
     found = []
-    for key, name in (("against_cosine", "the cosine ranking's choice"), ("against_random", "random drops")):
+    for key, name in RIVALS.items():
         pair = info["held_out"].get(key)
         if pair:
             found.append(
-                f"{pair['left']} {_beats(pair)} {name} of the same size in KL on prompts that it did not see"
+                f"{pair['left']} {_beats(pair)} {name} in KL on prompts that the search did not see"
                 f" ({_difference(pair)})."
             )
     return found

@@ -1,7 +1,7 @@
 """The templates' environment: autoescaping, the filters for foreign strings, and the theme's colours."""
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from prunelens.report.evaluation import why
 from prunelens.report.figures import GRID, HALO, HEAT, INK, MUTED, PAPER, ZERO
@@ -26,6 +26,7 @@ def environment() -> jinja2.Environment:
     )
     environment.filters["visible"] = visible
     environment.filters["shorten"] = shorten
+    environment.filters["breakable"] = breakable
     environment.filters["number"] = number
     environment.filters["setting"] = setting
     environment.filters["kind_name"] = kind_name
@@ -33,6 +34,11 @@ def environment() -> jinja2.Environment:
     environment.globals["why"] = why
     environment.globals["spec"] = lambda text: Markup(script_json(text))
     return environment
+
+
+def breakable(recipe: str) -> Markup:
+    """A recipe, escaped, that may go on in the next line after each of its steps and indices."""
+    return escape(recipe).replace("+", Markup("+<wbr>")).replace(",", Markup(",<wbr>"))
 
 
 def _source(name: str) -> Markup:

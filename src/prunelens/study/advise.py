@@ -26,7 +26,7 @@ from prunelens.study.ledger import Ledger, OutOfTimeError
 from prunelens.study.record import describe_model
 from prunelens.study.running_costs import running_costs
 from prunelens.study.scores import score_rows
-from prunelens.study.search import REPAIRED, Aim, Search, Tried, coarse, loss_of, recipe_of, strongest
+from prunelens.study.search import REPAIRED, Aim, Search, Tried, coarse, loss_of, recipe_of, repair_of, strongest
 from prunelens.study.settings import Reporter, silent
 from prunelens.study.store import Run, write_run
 from prunelens.study.verdict import judge
@@ -219,8 +219,8 @@ class _Advising:
         runner_up = _runner_up(ranked)
         drop = self._best_drop(search, chosen)
         held_out, rows = self._held_out_kl(search, chosen, drop, texts)
-        judged = self._held_out_tasks(search, chosen, runner_up, held_out)
         speeds = running_costs(search, drop) if drop is not None else []
+        judged = self._held_out_tasks(search, chosen, runner_up, held_out)
         info = {
             "format": ADVICE.format,
             "format_version": ADVICE.version,
@@ -257,11 +257,12 @@ class _Advising:
     def _held_out_kl(
         self, search: Search, chosen: Tried | None, drop: Drop | None, texts: list[Trajectory]
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """KL on the other prompts: what was chosen, the found drop, the cosine's of the same size, random ones."""
+        """KL on the other prompts: what was chosen, the found drop, the same repaired, the cosine's and random ones."""
         recipes: list[tuple[str, str]] = []
         if drop is not None:
             recipes = [("found drop", recipe_of(drop)), ("cosine", recipe_of(cosine_drop(drop, self._ranking())))]
             recipes += [("random", recipe_of(one)) for one in random_drops(drop, self.model, self.seed)]
+            recipes.append(("repaired", f"{recipe_of(drop)}+{repair_of(self.model)}"))
         if chosen is not None:
             recipes.insert(0, ("chosen", chosen.recipe))
         kl = {recipe: self._kl(search, recipe, texts) for _, recipe in recipes}
@@ -278,6 +279,7 @@ class _Advising:
             randoms = [recipe for role, recipe in recipes if role == "random"]
             kl["random"] = [sum(values) / len(randoms) for values in zip(*(kl[name] for name in randoms), strict=True)]
             found["against_random"] = compared(kl, by_role["found drop"], "random")
+            found["against_unrepaired"] = compared(kl, by_role["repaired"], by_role["found drop"])
         return found, rows
 
     def _kl(self, search: Search, recipe: str, texts: list[Trajectory]) -> list[float]:

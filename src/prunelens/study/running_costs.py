@@ -19,7 +19,8 @@ def running_costs(search: Search, drop: Drop) -> list[dict[str, Any]]:
     def answer() -> list[dict[str, Any]]:
         limit = search.dense.context_length or CONTEXT + NEW_TOKENS
         settings = SpeedSettings(context=max(1, min(CONTEXT, limit - NEW_TOKENS)), new_tokens=NEW_TOKENS)
-        variants = {"dense": Variant(search.dense)} | {recipe: search.pruned(recipe).variant for recipe in recipes}
+        made = {recipe: search.pruned(recipe).variant for recipe in reversed(recipes)}  # the last one made may be it
+        variants = {"dense": Variant(search.dense)} | {recipe: made[recipe] for recipe in recipes}
         advance = search.reporter("measuring speed", settings.num_runs(len(variants)))
         return [
             {
