@@ -225,6 +225,11 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs the real model takes longest and goes first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: "smollm2" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Model:
     """The real built-in model in float32."""

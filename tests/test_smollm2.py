@@ -2,8 +2,6 @@
 
 import copy
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,15 +31,6 @@ from prunelens.tracing.layers import trace_layers
 RECIPE = "drop-attention@25,26"
 STEPS = 6
 EXACT = "same_top1 rank_of_dense_top1 topk_overlap step position token_id p_token q_token".split()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _all_threads() -> Iterator[None]:
-    """The real model, unlike the tiny ones, is worth them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
