@@ -49,6 +49,13 @@ HORIZON = 64
 
 def measure(options: argparse.Namespace) -> None:
     """Measure every unfinished cell of one worker's share (child process)."""
+    wanted = [
+        recipe
+        for recipe in cells(DROPS[options.worker :: options.workers])
+        if not is_finished(cell_file(options.folder, recipe), options.no_tasks)
+    ]
+    if not wanted:
+        return
     import torch
 
     from prunelens.models.loading import load
@@ -67,10 +74,7 @@ def measure(options: argparse.Namespace) -> None:
     ranking = rank_redundancy(model, texts.texts)
     reader = Reader(model)
     bench = Bench(model, parse_tasks(TASKS), TaskSettings(limit=options.limit, long_tokens=options.long_tokens))
-    for recipe in cells(DROPS[options.worker :: options.workers]):
-        target = cell_file(options.folder, recipe)
-        if is_finished(target, options.no_tasks):
-            continue
+    for recipe in wanted:
         pruned = apply(parse_recipe(recipe), model, texts, ranking)
         scores = []
         if not options.no_tasks:
@@ -78,6 +82,7 @@ def measure(options: argparse.Namespace) -> None:
         saved = 1 - pruned.num_bytes / model.weight_bytes
         found = {"recipe": recipe, "bytes_saved": saved, **reader.read(pruned.variant), "scores": scores}
         found["explained"] = [one.explained for one in pruned.mended]
+        target = cell_file(options.folder, recipe)
         temporary = target.with_suffix(".partial")
         temporary.write_text(json.dumps(found), encoding="utf-8")
         temporary.rename(target)
