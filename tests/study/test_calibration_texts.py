@@ -304,6 +304,13 @@ def test_texts_that_hold_a_reported_prompt_are_left_out(model: Model) -> None:
     assert unseen(texts, [], model) == (texts, ())
 
 
+def test_without_a_tokenizer_nobody_can_tell(model: Model) -> None:
+    bare, texts = wrap(text_network(), None, "bare"), read(model, "Name a tree.")
+    assert unseen(texts, [], bare) == (texts, ())
+    with pytest.raises(PrunelensError, match="bare has no tokenizer"):
+        unseen(texts, ["Name a bush."], bare)
+
+
 def test_white_space_does_not_count(model: Model) -> None:
     texts = read(model, "Name\n  a   tree.", "Name a bush.")
     assert unseen(texts, ["Name a tree."], model) == (texts[1:], (told(1, 2),))

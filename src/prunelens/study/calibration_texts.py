@@ -145,10 +145,12 @@ def unseen(texts: Texts, reported: Sequence[str], model: Model) -> tuple[list[Se
     of its template; neighbours hold one that begins in the first and ends in the second.
 
     Raises:
-        PrunelensError: all hold something.
+        PrunelensError: all hold something, or no tokenizer to tell.
     """
     if not reported:
         return list(texts), ()
+    if model.tokenizer is None:
+        raise PrunelensError(f"{model.name} has no tokenizer; put its tokenizer files beside config.json")
     decoded = [_squeezed(model.tokenizer.decode(text)) for text in texts]
     asked = [[_squeezed(line) for line in text.splitlines() if line.strip()] for text in reported]
     held = _in_a_row(decoded, ["".join(lines) for lines in asked])
