@@ -22,6 +22,7 @@ from prunelens.study.bench import Bench, TaskSettings, _guessed_ndcg, _guessed_r
 from prunelens.study.evaluate import evaluate
 from prunelens.study.evaluation import Evaluation
 from prunelens.study.verdict import Thresholds
+from prunelens.tasks.harness import Harness
 from prunelens.tasks.retrieval import Corpus, score
 from prunelens.tasks.suite import parse_tasks, suite_folder
 
@@ -215,6 +216,16 @@ def test_texts_that_all_hold_a_question_are_refused(dense: Model, tmp_path: Path
     (tmp_path / "text.txt").write_text(items("core_long")[3]["prompt"], encoding="utf-8")
     with pytest.raises(PrunelensError, match="each holds one of them; give another --calibration"):
         evaluate(dense, "drop-mlp@1+repair:bias", tasks="core_long", limit=2, calibration=tmp_path / "text.txt")
+
+
+def test_without_a_repair_nobody_asks_for_the_questions(dense: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(self: Harness) -> list[str]:
+        raise AssertionError("all items were read for nothing")
+
+    monkeypatch.setattr(Harness, "questions", forbidden)
+    assert evaluate(dense, "drop-mlp@1", tasks="core_facts", limit=2).summary
+    with pytest.raises(AssertionError, match="for nothing"):
+        evaluate(dense, "drop-mlp@1+repair:bias", tasks="core_facts", limit=2)
 
 
 def test_questions_come_without_the_words_around_them(dense: Model, tmp_path: Path) -> None:

@@ -108,11 +108,7 @@ def export(
         with folders.new_folder(target, is_export, WHAT) as temporary:
             _write(network, model.tokenizer, temporary, finish, card, partial(save_repairs, repairs, set(carried)))
             advance(1)
-            if layout == nemotron_nas.MODEL_TYPE:
-                again = nemotron_nas.read_back(temporary, type(model.network), network.config)
-                found = logits_of(again.to(model.device), model)
-            else:
-                found = logits_on_reopening(temporary, model, finish is not None)
+            found = _logits_again(temporary, model, network, finish, layout)
             difference = checked_difference(expected, found, model.dtype, finish is None or layout != LAYOUTS[0])
             if repairs:
                 difference = max(difference, _difference_repaired(temporary, model, drop, repairs, finish))
@@ -121,6 +117,14 @@ def export(
     left_out = nemotron_nas.left_out if layout == nemotron_nas.MODEL_TYPE else lambda name, config: False
     weights = [weight for name, weight in network.named_parameters() if not left_out(name, network.config)]
     return Exported(target, sum(weight.numel() for weight in weights), num_bytes, difference)
+
+
+def _logits_again(folder: Path, model: Model, network: Any, finish: Finish | None, layout: str) -> Tensor:
+    """The logits of the checkpoint as any program opens it."""
+    if layout == nemotron_nas.MODEL_TYPE:
+        again = nemotron_nas.read_back(folder, type(model.network), network.config)
+        return logits_of(again.to(model.device), model)
+    return logits_on_reopening(folder, model, finish is not None)
 
 
 def _difference_repaired(

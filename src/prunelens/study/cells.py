@@ -56,10 +56,10 @@ class Context:
             return None
         return Bench(self.dense, parse_tasks(study.tasks), study.evaluate.settings(0))
 
-    @cached_property
-    def questions(self) -> Sequence[str]:
-        """What the tasks ask."""
-        return self.bench.questions if self.bench is not None else ()
+    def reported(self, candidate: Candidate) -> Sequence[str]:
+        """What the tasks ask, where it matters: no repair may be fitted on it."""
+        repaired = candidate.recipe is not None and candidate.recipe.repair is not None
+        return self.bench.questions if repaired and self.bench is not None else ()
 
     @cached_property
     def calibration(self) -> list[list[int]] | None:
@@ -102,7 +102,8 @@ def work(context: Context, cell: Cell) -> None:
     if run is None:
         assert candidate.recipe is not None
         texts = Calibration(context.own_texts if candidate.recipe.needs_calibration else ())
-        texts = with_repair_texts(texts, [candidate.recipe], dense, context.calibration, context.questions, silent)
+        reported = context.reported(candidate)
+        texts = with_repair_texts(texts, [candidate.recipe], dense, context.calibration, reported, silent)
         ranking = context.ranking if candidate.recipe.needs_ranking else None
         apply_recipes([candidate], dense, texts, ranking, silent, cell.seed)
     evaluation = None
@@ -132,7 +133,7 @@ def _compare(context: Context, candidate: Candidate, seed: int) -> Run | None:
         settings.max_new_tokens,
     )
     stages = Stages(context.dense, [candidate], texts, settings, silent, context.written.get(seed))
-    run = stages.run(context.calibration, context.questions)
+    run = stages.run(context.calibration, context.reported(candidate))
     context.written[seed] = stages.written
     return run
 

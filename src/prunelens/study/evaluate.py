@@ -75,7 +75,8 @@ def _make(bench: Bench, candidates: Sequence[Candidate], calibration: str | Path
     model = bench.dense
     recipes = [candidate.recipe for candidate in candidates if candidate.recipe is not None]
     path = Path(calibration) if calibration is not None else None
-    texts = calibrate(recipes, model, path, reporter, bench.questions)
+    reported = bench.questions if any(recipe.repair is not None for recipe in recipes) else ()
+    texts = calibrate(recipes, model, path, reporter, reported)
     ranking = None
     if any(recipe.needs_ranking for recipe in recipes):
         ranking = rank_redundancy(model, texts.texts, advance=reporter("ranking sublayers", sum(map(len, texts.texts))))

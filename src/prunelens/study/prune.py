@@ -15,7 +15,7 @@ from prunelens.models.reopening import checked_difference, logits_of, logits_on_
 from prunelens.models.repair_files import REPAIRS
 from prunelens.models.surgery import dropped, num_parameters
 from prunelens.models.twin import named_owners, set_weight, twin_of
-from prunelens.pruning.apply import Pruned, apply, check_recipe
+from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
 from prunelens.pruning.matrices import zero_share
 from prunelens.pruning.recipe import Recipe, parse_recipe
 from prunelens.pruning.steps import QuantizeStep
@@ -91,13 +91,9 @@ def prune(
     findings, reported, about = _findings(run, recipe, model, calibration)
     texts = calibrate([recipe], model, calibration, reporter, reported)
     quantized = _quantize_step(recipe)
-    steps = tuple(step for step in recipe.steps if step is not quantized)
-    plain = Pruned(model, model)
-    if steps:
-        plain = apply(Recipe(steps=steps), model, texts, reporter=reporter, seed=seed)
+    plain = _unquantized(recipe, model, texts, seed, reporter)
     sparsities = plain.zero_share, zero_share(model.anatomy.blocks)
-    twin = _in_stored_dtype(plain.model, model)
-    stored = replace(plain, model=twin, repairs=tuple(repair.in_dtype(twin.dtype) for repair in plain.repairs))
+    stored = _as_stored(plain)
     with quiet():
         carried = bias_parameters(stored.model, stored.drop, stored.repairs)
     finish = _Quantizer(stored, carried, quantized) if quantized else None
@@ -153,6 +149,20 @@ def _check_dense(model: Model) -> None:
         raise PrunelensError(
             f"expected a dense model to prune, found that {model.name} is quantised; name the one it was made from"
         )
+
+
+def _unquantized(recipe: Recipe, model: Model, texts: Calibration, seed: int, reporter: Reporter) -> Pruned:
+    """The model after all steps but that to fewer bits."""
+    steps = tuple(step for step in recipe.steps if not isinstance(step, QuantizeStep))
+    if not steps:
+        return Pruned(model, model)
+    return apply(Recipe(steps=steps), model, texts, reporter=reporter, seed=seed)
+
+
+def _as_stored(pruned: Pruned) -> Pruned:
+    """The same in the dtype of the checkpoint that the dense model was opened from."""
+    twin = _in_stored_dtype(pruned.model, pruned.dense)
+    return replace(pruned, model=twin, repairs=tuple(repair.in_dtype(twin.dtype) for repair in pruned.repairs))
 
 
 def _num_taken_in(pruned: Pruned, carried: Iterable[int]) -> int:
