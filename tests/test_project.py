@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ RANK = {
     "cli_options": 7,
     "cli_studies": 8,
     "cli": 9,
+    "__main__": 10,
 }
 
 
@@ -74,5 +76,13 @@ def test_public_names_exist() -> None:
 
     for name in prunelens.__all__:
         assert getattr(prunelens, name).__doc__
+    assert set(dir(prunelens)) == {*prunelens.__all__, "__version__"}
+    assert prunelens.__version__ == version("prunelens")
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = prunelens.no_such_name
+
+
+def test_python_m_is_the_command_line() -> None:
+    command = [sys.executable, "-m", "prunelens", "--version"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stdout == f"prunelens {version('prunelens')}\n"

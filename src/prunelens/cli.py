@@ -24,6 +24,25 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        from prunelens import __version__
+
+        print(f"prunelens {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """See where pruning damages a language model, and for how many tokens it stays faithful."""
+
+
 DEMO_RECIPES = ("drop-attention:1", "drop-attention:8", "drop-mlp:1")
 DEMO_PROMPTS = 16
 DEMO_TOKENS = 48

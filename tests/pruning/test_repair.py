@@ -313,7 +313,7 @@ def test_maps_in_every_family_equal_the_oracle(any_family: str) -> None:
         block=frozenset([3]),
     )
     repairs, fitted = fit_repairs(model, LINEAR, drop, FEW)
-    assert len(repairs) == 3 if mlps else 2
+    assert len(repairs) == len(drop.attention) + len(drop.mlp) + len(drop.block)
     check_against_oracle(model, drop, LINEAR, repairs, fitted, 2e-3, read=FEW)
 
 
