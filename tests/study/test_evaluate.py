@@ -22,8 +22,9 @@ from prunelens.study.bench import Bench, TaskSettings, _guessed_ndcg, _guessed_r
 from prunelens.study.evaluate import evaluate
 from prunelens.study.evaluation import Evaluation
 from prunelens.study.verdict import Thresholds
+from prunelens.tasks.corpora import Corpus
 from prunelens.tasks.harness import Harness
-from prunelens.tasks.retrieval import Corpus, score
+from prunelens.tasks.retrieval import score
 from prunelens.tasks.suite import parse_tasks, suite_folder
 
 TASKS = ("core_choice", "core_facts", "core_long", "core_retrieval")

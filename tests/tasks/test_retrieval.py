@@ -15,15 +15,14 @@ from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, wrap
 from prunelens.models.surgery import Drop
 from prunelens.models.variant import Variant
+from prunelens.tasks.corpora import Corpus, read_corpus
 from prunelens.tasks.retrieval import (
     POOLINGS,
-    Corpus,
     Retrieved,
     embed,
     nearest,
     neighbour_correlation,
     overlap_at,
-    read_corpus,
     retrieve,
     score,
     sentence_encoder,
@@ -165,12 +164,6 @@ def test_an_id_given_twice_is_named(tmp_path: Path) -> None:
         read_corpus(written(tmp_path / "b", queries=[*QUERIES, QUERIES[0]]))
     with pytest.raises(PrunelensError, match=r"test\.tsv:7: the pair 'q1', 'a' is given twice"):
         read_corpus(written(tmp_path / "c", qrels=[*QRELS, "q1\ta\t1"]))
-
-
-@pytest.mark.parametrize(("line", "kind", "name"), [("q9\ta\t1", "query", "q9"), ("q1\tz\t0", "passage", "z")])
-def test_a_qrel_of_something_unknown_is_named(tmp_path: Path, line: str, kind: str, name: str) -> None:
-    with pytest.raises(PrunelensError, match=rf"test\.tsv:7: expected a known {kind}, found '{name}'"):
-        read_corpus(written(tmp_path / "mine", qrels=[*QRELS, line]))
 
 
 @pytest.mark.parametrize("qrels", [[], QRELS[:1], ["q1\tb\t0", "q2\ta\t-1"]])
