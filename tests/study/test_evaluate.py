@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tokenizers import processors
 
 import mask_oracle
 import prunelens.study.evaluate as module
@@ -409,6 +411,69 @@ def test_a_beir_folder_is_a_task(dense: Model, tmp_path: Path) -> None:
     assert rows["overlap_at_10"]["dense"] == {"mean": 1, "low": 1, "high": 1}
     assert rows["overlap_at_10"]["chance"] == rows["recall_at_10"]["chance"] == 10 / 12
     assert [name for name, row in rows.items() if row["decides"]] == ["ndcg_at_10", "overlap_at_10"]
+
+
+def numbered(folder: Path, num_passages: int, qrels: str, queries: Sequence[str]) -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    passages = [
+        {"_id": f"p{index}", "text": f"passage number {index * 7 % 13} of {index}"} for index in range(num_passages)
+    ]
+    asked = [{"_id": name, "text": f"who asks for {name}"} for name in queries]
+    for name, rows in (("corpus.jsonl", passages), ("queries.jsonl", asked)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "qrels" / "test.tsv").write_text(qrels)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("num_passages", "queries", "chance"),
+    [
+        (10, ("q", "r"), None),
+        (11, ("q", "p3"), None),
+        (4, ("q", "r"), None),
+        (11, ("q", "r"), 10 / 11),
+        (20, ("p3", "p4"), 10 / 19),
+        (20, ("q", "p4"), (10 / 20 + 10 / 19) / 2),
+    ],
+)
+def test_overlap_decides_only_where_there_is_an_order_to_keep(
+    tmp_path: Path, num_passages: int, queries: tuple[str, str], chance: float | None
+) -> None:
+    folder = numbered(tmp_path / "mine", num_passages, f"{queries[0]}\tp1\t1\n{queries[1]}\tp2\t1\n", queries)
+    found = evaluate(text_model(), "drop-attention@1", tasks=str(folder))
+    rows = {row["metric"]: row for row in found.info["summary"][0]["scores"]}
+    overlap = rows["overlap_at_10"]
+    told = [note for note in found.info["notes"] if "overlap_at_10 decides nothing" in note]
+    if chance is None:
+        assert (overlap["decides"], len(told)) == (None, 1)
+        for line in found.info["summary"][0]["verdicts"]:
+            assert "neighbours stay" not in line["number"]
+    else:
+        assert (overlap["decides"], told) == ("agreement", [])
+        assert overlap["chance"] == pytest.approx(chance)
+        assert rows["recall_at_10"]["chance"] == pytest.approx(chance)
+
+
+def test_what_a_data_set_leaves_out_is_told_in_the_result(tmp_path: Path) -> None:
+    folder = numbered(tmp_path / "mine", 12, "q\tp1\t1\nq\tgone\t1\nr\tp3\t0\n", ("q", "r"))
+    found = evaluate(text_model(), "drop-attention@1", tasks=str(folder))
+    assert found.info["notes"] == [
+        "mine: 1 qrels name passages that are not in corpus.jsonl (the first is 'gone') and were left out",
+        "mine: 1 judged queries have no relevant passage in corpus.jsonl and were left out",
+    ]
+
+
+def test_prompts_and_tokenizer_are_told_in_the_result(tmp_path: Path) -> None:
+    model = text_model()
+    model.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 2)]
+    )
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<eos>{% endfor %}"
+    folder = numbered(tmp_path / "mine", 12, "q\tp1\t1\n", ("q",))
+    found = evaluate(model, "drop-attention@1", tasks=f"core_long,{folder}", limit=2, long_tokens=4)
+    assert len(found.info["notes"]) == 2
+    assert "'<eos>' behind every text" in found.info["notes"][0]
+    assert "the chat template of text-llama opens no answer" in found.info["notes"][1]
 
 
 @pytest.mark.parametrize("num_passages", [2, 5, 10, 11, 40])
