@@ -476,15 +476,24 @@ def test_prompts_and_tokenizer_are_told_in_the_result(tmp_path: Path) -> None:
     assert "the chat template of text-llama opens no answer" in found.info["notes"][1]
 
 
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("num_passages", [2, 5, 10, 11, 40])
-def test_guessed_values_are_those_of_random_orders(num_passages: int) -> None:
+def test_guessed_values_are_those_of_random_orders(num_passages: int, own: bool) -> None:
     generator = np.random.default_rng(0)
     grades = [{0: 1.0}, {0: 3.0, 1: 1.0}, {place: 1.0 + place % 3 for place in range(min(12, num_passages))}]
     relevant = {f"q{row}": {f"p{place}": grade for place, grade in found.items()} for row, found in enumerate(grades)}
     passages = {f"p{place}": "" for place in range(num_passages)}
-    corpus = Corpus("random", passages, dict.fromkeys(relevant, ""), relevant)
     orders = generator.random((4000, num_passages), np.float32)
-    drawn = [score(orders, [found] * len(orders)) for found in grades]
+    if own:  # the last query is the second passage, which is graded and never found
+        passages = {"q2" if name == "p1" else name: text for name, text in passages.items()}
+        relevant = {
+            query: {"q2" if n == "p1" else n: grade for n, grade in found.items()} for query, found in relevant.items()
+        }
+    corpus = Corpus("random", passages, dict.fromkeys(relevant, ""), relevant)
+    drawn = [score(orders, [found] * len(orders)) for found in grades[:2]]
+    if own:
+        orders[:, 1] = np.nan
+    drawn.append(score(orders, [grades[2]] * len(orders)))
     for guessed, one in ((_guessed_ndcg(corpus), 0), (_guessed_recall(corpus), 1)):
         means = np.mean([found[one] for found in drawn], axis=0)
         assert guessed == pytest.approx(means.mean(), abs=5 * means.std() / np.sqrt(len(means)) + 1e-9)

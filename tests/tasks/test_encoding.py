@@ -339,6 +339,18 @@ def test_the_note_reaches_results_of_compare_once() -> None:
     assert again.info["notes"] == model.notes  # what is said of a prompt stays with that prompt
 
 
+def test_tasks_of_the_harness_are_asked_without_the_end() -> None:
+    found = []
+    for template in ("<bos> $A", "<bos> $A <eos>"):
+        model = text_model()
+        ending(model.tokenizer, template)
+        bench = Bench(model, parse_tasks("core_choice,core_facts"), TaskSettings(limit=3, batch_size=3))
+        found.append([(one.metric.name, one.values, one.answers) for one in bench.dense_found.scored])
+        assert len(model.notes) == (1 if "eos" in template else 0)
+    assert found[0] == found[1]
+    assert any(answers for _, _, answers in found[0])
+
+
 # --- texts that a tokenizer cannot read --------------------------------------------------------------------
 
 

@@ -21,14 +21,22 @@ def read_texts(model: Model, texts: Sequence[str]) -> list[list[int]]:
     `model.notes` then tells, once. Such tokens written in the text itself stay.
     """
     rows = model.tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+    ending = told_ending(model, texts)
+    return [without_ending(list(row), ending) for row in rows]
+
+
+def told_ending(model: Model, texts: Sequence[str] = ()) -> list[int]:
+    """As `added_ending`; where there is one, `model.notes` tells that it is left off."""
     ending = added_ending(model.tokenizer, texts)
-    if not ending:
-        return [list(row) for row in rows]
-    note = _ending_note(model, ending)
-    if note not in model.notes:
+    note = _ending_note(model, ending) if ending else None
+    if note and note not in model.notes:
         model.notes.append(note)
-    size = len(ending)
-    return [list(row[:-size] if list(row[-size:]) == ending else row) for row in rows]
+    return ending
+
+
+def without_ending(ids: list[int], ending: list[int]) -> list[int]:
+    """Token ids without what the tokenizer put behind them."""
+    return ids[: -len(ending)] if ending and ids[-len(ending) :] == ending else ids
 
 
 def added_ending(tokenizer: Any, texts: Sequence[str] = ()) -> list[int]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Float64
 
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model
@@ -196,14 +197,21 @@ def _with_use(scored: Scored, use: str | None) -> Scored:
 
 
 def _guessed_recall(corpus: Corpus) -> float:
-    """Mean recall@10, and overlap@10, of a random order."""
-    return float(np.mean([min(1.0, NEIGHBOURS / corpus.num_candidates(query)) for query in corpus.queries]))
+    """Mean recall@10 of a random order; a query's own passage may be relevant, but is never found."""
+    shares = [1 - (query in grades) / len(grades) for query, grades in corpus.relevant.items()]
+    return float(np.mean(np.array(shares) * _near_shares(corpus)))
+
+
+def _near_shares(corpus: Corpus) -> Float64[np.ndarray, " Q"]:
+    """What share of the passages that a query can find is among its 10 nearest: overlap@10 of two random orders."""
+    counts = np.array([corpus.num_candidates(query) for query in corpus.queries])
+    return np.minimum(1.0, NEIGHBOURS / counts)
 
 
 def _overlap(name: str, corpus: Corpus) -> Metric:
     """Decides nothing where all passages are among the 10 nearest."""
     decides = None if _has_no_order(corpus) else "agreement"
-    return Metric(name, "overlap_at_10", "retrieval", _guessed_recall(corpus), decides=decides)
+    return Metric(name, "overlap_at_10", "retrieval", float(_near_shares(corpus).mean()), decides=decides)
 
 
 def _has_no_order(corpus: Corpus) -> bool:
@@ -217,6 +225,6 @@ def _guessed_ndcg(corpus: Corpus) -> float:
     for query, grades in corpus.relevant.items():
         count = corpus.num_candidates(query)
         ideal = np.array(sorted(grades.values(), reverse=True)[:NEIGHBOURS], dtype=float)
-        mean = sum(grade for passage, grade in grades.items() if passage != query) / max(count, 1)
+        mean = sum(grade for passage, grade in grades.items() if passage != query) / count
         shares.append(mean * float(discounts[:count].sum()) / float(ideal @ discounts[: len(ideal)]))
     return min(1.0, float(np.mean(shares)))
