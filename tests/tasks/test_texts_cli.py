@@ -101,3 +101,14 @@ def test_pruning_on_such_texts_tells_it_too(cli: Cli) -> None:
     code, told = cli("prune", "m", "drop-attention:1", "--calibration", "p.txt", "--output", "small")
     assert code == 0
     assert "puts '<eos>' behind every text" in told
+
+
+def test_a_sweep_tells_what_its_cells_were_told(cli: Cli) -> None:
+    compare(cli, end=True)
+    study = {"model": "m", "recipes": ["drop-attention@0", "drop-mlp@0"], "compare": {"prompts": "p.txt"}}
+    study["compare"] |= {"max_new_tokens": 2, "lens_steps": 0}
+    Path("study.yaml").write_text(json.dumps(study))
+    code, told = cli("sweep", "study.yaml", "--output", "all")
+    assert code == 0
+    assert told.count("puts '<eos>' behind every text") == 1
+    assert Path("all/report.html").read_text().count("puts &#39;&lt;eos&gt;&#39; behind every text") == 1
