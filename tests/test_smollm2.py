@@ -22,7 +22,8 @@ from prunelens.spaces.head import Pair, stream_pairs
 from prunelens.spaces.survival import agreed_length, common_prefix
 from prunelens.study.compare import compare
 from prunelens.study.result import Comparison
-from prunelens.tasks.prompts import encode, prompts
+from prunelens.tasks.encoding import encode
+from prunelens.tasks.prompts import prompts
 from prunelens.tracing.attribution import Attribution
 from prunelens.tracing.forced import Trajectory, forced_states
 from prunelens.tracing.generate import Greedy, write

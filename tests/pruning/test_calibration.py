@@ -222,3 +222,17 @@ def test_token_ids_of_text_beyond_the_model_are_refused(tmp_path: Path) -> None:
     model.tokenizer.add_tokens(["more"])
     with pytest.raises(PrunelensError, match="97"):
         read_calibration(text_file(tmp_path, "w3 more"), model)
+
+
+def test_texts_are_read_without_the_end_that_a_tokenizer_puts_behind_them(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    plain, lined = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    plain.write_text(words(*[5] * 130))
+    lined.write_text('{"text": "w3 w4"}\n{"text": "w5 <eos>"}\n{"text": ""}\n')
+    assert read_calibration(plain, model) == [[1, *[5] * 127], [5, 5, 5]]
+    assert read_calibration(lined, model) == [[1, 3, 4], [1, 5, 2]]
+    assert len(model.notes) == 1
+    assert "'<eos>' behind every text" in model.notes[0]

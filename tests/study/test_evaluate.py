@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tokenizers import processors
 
 import mask_oracle
 import prunelens.study.evaluate as module
@@ -22,8 +24,9 @@ from prunelens.study.bench import Bench, TaskSettings, _guessed_ndcg, _guessed_r
 from prunelens.study.evaluate import evaluate
 from prunelens.study.evaluation import Evaluation
 from prunelens.study.verdict import Thresholds
+from prunelens.tasks.corpora import Corpus
 from prunelens.tasks.harness import Harness
-from prunelens.tasks.retrieval import Corpus, score
+from prunelens.tasks.retrieval import score
 from prunelens.tasks.suite import parse_tasks, suite_folder
 
 TASKS = ("core_choice", "core_facts", "core_long", "core_retrieval")
@@ -410,15 +413,87 @@ def test_a_beir_folder_is_a_task(dense: Model, tmp_path: Path) -> None:
     assert [name for name, row in rows.items() if row["decides"]] == ["ndcg_at_10", "overlap_at_10"]
 
 
+def numbered(folder: Path, num_passages: int, qrels: str, queries: Sequence[str]) -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    passages = [
+        {"_id": f"p{index}", "text": f"passage number {index * 7 % 13} of {index}"} for index in range(num_passages)
+    ]
+    asked = [{"_id": name, "text": f"who asks for {name}"} for name in queries]
+    for name, rows in (("corpus.jsonl", passages), ("queries.jsonl", asked)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "qrels" / "test.tsv").write_text(qrels)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("num_passages", "queries", "chance"),
+    [
+        (10, ("q", "r"), None),
+        (11, ("q", "p3"), None),
+        (4, ("q", "r"), None),
+        (11, ("q", "r"), 10 / 11),
+        (20, ("p3", "p4"), 10 / 19),
+        (20, ("q", "p4"), (10 / 20 + 10 / 19) / 2),
+    ],
+)
+def test_overlap_decides_only_where_there_is_an_order_to_keep(
+    tmp_path: Path, num_passages: int, queries: tuple[str, str], chance: float | None
+) -> None:
+    folder = numbered(tmp_path / "mine", num_passages, f"{queries[0]}\tp1\t1\n{queries[1]}\tp2\t1\n", queries)
+    found = evaluate(text_model(), "drop-attention@1", tasks=str(folder))
+    rows = {row["metric"]: row for row in found.info["summary"][0]["scores"]}
+    overlap = rows["overlap_at_10"]
+    told = [note for note in found.info["notes"] if "overlap_at_10 decides nothing" in note]
+    if chance is None:
+        assert (overlap["decides"], len(told)) == (None, 1)
+        for line in found.info["summary"][0]["verdicts"]:
+            assert "neighbours stay" not in line["number"]
+    else:
+        assert (overlap["decides"], told) == ("agreement", [])
+        assert overlap["chance"] == pytest.approx(chance)
+        assert rows["recall_at_10"]["chance"] == pytest.approx(chance)
+
+
+def test_what_a_data_set_leaves_out_is_told_in_the_result(tmp_path: Path) -> None:
+    folder = numbered(tmp_path / "mine", 12, "q\tp1\t1\nq\tgone\t1\nr\tp3\t0\n", ("q", "r"))
+    found = evaluate(text_model(), "drop-attention@1", tasks=str(folder))
+    assert found.info["notes"] == [
+        "mine: 1 qrels name passages that are not in corpus.jsonl (the first is 'gone') and were left out",
+        "mine: 1 judged queries have no relevant passage in corpus.jsonl and were left out",
+    ]
+
+
+def test_prompts_and_tokenizer_are_told_in_the_result(tmp_path: Path) -> None:
+    model = text_model()
+    model.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 2)]
+    )
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<eos>{% endfor %}"
+    folder = numbered(tmp_path / "mine", 12, "q\tp1\t1\n", ("q",))
+    found = evaluate(model, "drop-attention@1", tasks=f"core_long,{folder}", limit=2, long_tokens=4)
+    assert len(found.info["notes"]) == 2
+    assert "'<eos>' behind every text" in found.info["notes"][0]
+    assert "the chat template of text-llama opens no answer" in found.info["notes"][1]
+
+
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("num_passages", [2, 5, 10, 11, 40])
-def test_guessed_values_are_those_of_random_orders(num_passages: int) -> None:
+def test_guessed_values_are_those_of_random_orders(num_passages: int, own: bool) -> None:
     generator = np.random.default_rng(0)
     grades = [{0: 1.0}, {0: 3.0, 1: 1.0}, {place: 1.0 + place % 3 for place in range(min(12, num_passages))}]
     relevant = {f"q{row}": {f"p{place}": grade for place, grade in found.items()} for row, found in enumerate(grades)}
     passages = {f"p{place}": "" for place in range(num_passages)}
-    corpus = Corpus("random", passages, dict.fromkeys(relevant, ""), relevant)
     orders = generator.random((4000, num_passages), np.float32)
-    drawn = [score(orders, [found] * len(orders)) for found in grades]
+    if own:  # the last query is the second passage, which is graded and never found
+        passages = {"q2" if name == "p1" else name: text for name, text in passages.items()}
+        relevant = {
+            query: {"q2" if n == "p1" else n: grade for n, grade in found.items()} for query, found in relevant.items()
+        }
+    corpus = Corpus("random", passages, dict.fromkeys(relevant, ""), relevant)
+    drawn = [score(orders, [found] * len(orders)) for found in grades[:2]]
+    if own:
+        orders[:, 1] = np.nan
+    drawn.append(score(orders, [grades[2]] * len(orders)))
     for guessed, one in ((_guessed_ndcg(corpus), 0), (_guessed_recall(corpus), 1)):
         means = np.mean([found[one] for found in drawn], axis=0)
         assert guessed == pytest.approx(means.mean(), abs=5 * means.std() / np.sqrt(len(means)) + 1e-9)

@@ -12,7 +12,8 @@ from conftest import tiny_model, tiny_network, words
 from prunelens.errors import PrunelensError
 from prunelens.models import builtin
 from prunelens.models.loading import Model, wrap
-from prunelens.tasks.prompts import Prompt, PromptText, encode, prompts
+from prunelens.tasks.encoding import encode
+from prunelens.tasks.prompts import Prompt, PromptText, prompts
 
 TEMPLATE = (
     "{% for message in messages %}{{ 'w90' if message.role == 'user' else 'w91' }} {{ message.content }} "

@@ -3,27 +3,29 @@
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
+from tokenizers import processors
 
 from conftest import shared_network, tiny_model, tiny_network, tiny_tokenizer, words
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, wrap
 from prunelens.models.surgery import Drop
 from prunelens.models.variant import Variant
+from prunelens.tasks.corpora import Corpus, read_corpus
 from prunelens.tasks.retrieval import (
     POOLINGS,
-    Corpus,
     Retrieved,
     embed,
     nearest,
     neighbour_correlation,
     overlap_at,
-    read_corpus,
     retrieve,
     score,
     sentence_encoder,
@@ -165,12 +167,6 @@ def test_an_id_given_twice_is_named(tmp_path: Path) -> None:
         read_corpus(written(tmp_path / "b", queries=[*QUERIES, QUERIES[0]]))
     with pytest.raises(PrunelensError, match=r"test\.tsv:7: the pair 'q1', 'a' is given twice"):
         read_corpus(written(tmp_path / "c", qrels=[*QRELS, "q1\ta\t1"]))
-
-
-@pytest.mark.parametrize(("line", "kind", "name"), [("q9\ta\t1", "query", "q9"), ("q1\tz\t0", "passage", "z")])
-def test_a_qrel_of_something_unknown_is_named(tmp_path: Path, line: str, kind: str, name: str) -> None:
-    with pytest.raises(PrunelensError, match=rf"test\.tsv:7: expected a known {kind}, found '{name}'"):
-        read_corpus(written(tmp_path / "mine", qrels=[*QRELS, line]))
 
 
 @pytest.mark.parametrize("qrels", [[], QRELS[:1], ["q1\tb\t0", "q2\ta\t-1"]])
@@ -369,6 +365,99 @@ def test_correlation_is_of_ranks_and_of_each_query() -> None:
     assert found[:3] == pytest.approx([1, -1, 0.6], abs=1e-12)
     assert math.isnan(found[3])
     assert np.isnan(neighbour_correlation(retrieved([[1, 2]]), retrieved([[1, 2]]))).all()
+
+
+# --- a query's own passage ---------------------------------------------------------------------------------
+
+
+def own_corpus(num_passages: int, asked: Sequence[int]) -> Corpus:
+    """Queries that are passages themselves, as in ArguAna, and one that is none."""
+    random = np.random.default_rng(5)
+    passages = {f"p{index}": words(*random.integers(3, 97, random.integers(2, 9))) for index in range(num_passages)}
+    queries = {f"p{index}": passages[f"p{index}"] for index in asked} | {"q": words(5, 6, 7)}
+    relevant = {
+        query: {f"p{index}": float(random.integers(1, 4)) for index in random.permutation(num_passages)[:4]}
+        for query in queries
+    }
+    return Corpus("own", passages, queries, relevant)
+
+
+def oracle_own(corpus: Corpus, similarities: np.ndarray, k: int) -> list[tuple[float, float, list[str]]]:
+    """nDCG, recall and the nearest passages, each query's own passage left out of what it finds."""
+    found = []
+    for query, row in zip(corpus.queries, similarities.astype(np.float64), strict=True):
+        others = [(value, -place, name) for place, (name, value) in enumerate(zip(corpus.passages, row, strict=True))]
+        near = [name for _, _, name in sorted((one for one in others if one[2] != query), reverse=True)[:k]]
+        grades = corpus.relevant[query]
+        gained = math.fsum(grades.get(name, 0) / math.log2(rank + 1) for rank, name in enumerate(near, 1))
+        best = sorted(grades.values(), reverse=True)[:k]
+        ideal = math.fsum(grade / math.log2(rank + 1) for rank, grade in enumerate(best, 1))
+        found.append((gained / ideal, sum(name in grades for name in near) / len(grades), near))
+    return found
+
+
+@pytest.mark.parametrize("num_passages", [4, 10, 11, 30])
+def test_a_query_does_not_find_its_own_passage(num_passages: int) -> None:
+    corpus, model = own_corpus(num_passages, (3, 0, 2)), tiny_model()
+    found, other = retrieve(model, corpus), retrieve(tiny_model(seed=1), corpus)
+    cosines = [
+        np.stack([alone(model, text, "mean") for text in texts.values()]) for texts in (corpus.queries, corpus.passages)
+    ]
+    whole = cosines[0] @ cosines[1].T
+    assert whole[[0, 1, 2], [3, 0, 2]] == pytest.approx([1, 1, 1])  # it would be the nearest
+    assert np.argwhere(np.isnan(found.similarities)).tolist() == [[0, 3], [1, 0], [2, 2]]
+    known = ~np.isnan(found.similarities)
+    np.testing.assert_allclose(found.similarities[known], whole[known], rtol=0, atol=1e-5)
+    expected = oracle_own(corpus, found.similarities, 10)
+    np.testing.assert_allclose(found.ndcg, [one[0] for one in expected], rtol=1e-13)
+    np.testing.assert_allclose(found.recall, [one[1] for one in expected], rtol=1e-13)
+    theirs = oracle_own(corpus, other.similarities, 10)
+    shared = [len({*one[2]} & {*two[2]}) / len(one[2]) for one, two in zip(expected, theirs, strict=True)]
+    np.testing.assert_allclose(overlap_at(found, other), shared, rtol=1e-13)
+    ranks = [
+        [scipy.stats.rankdata(row[keep]) for row, keep in zip(side.similarities, known, strict=True)]
+        for side in (found, other)
+    ]
+    rho = [np.corrcoef(one, two)[0, 1] for one, two in zip(*ranks, strict=True)]
+    np.testing.assert_allclose(neighbour_correlation(found, other), rho, atol=1e-12)
+
+
+def test_what_cannot_be_found_stands_last_and_counts_nowhere() -> None:
+    nan = math.nan
+    assert nearest(np.array([[0.1, nan, 0.3], [nan, 0.2, 0.2]], np.float32), 3).tolist() == [[2, 0, -1], [1, 2, -1]]
+    ndcg, recall = score(np.array([[0.1, nan, 0.3]], np.float32), [{1: 1.0, 2: 1.0}])
+    assert ndcg == pytest.approx([1 / (1 + 1 / math.log2(3))])  # the grade of its own passage stays in the ideal
+    assert recall.tolist() == [0.5]
+    left, right = retrieved([[nan, 1, 2, 3]]), retrieved([[nan, 3, 2, 1]])
+    assert overlap_at(left, right, 2).tolist() == [0.5]
+    assert neighbour_correlation(left, right) == pytest.approx([-1])
+
+
+# --- texts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_what_a_tokenizer_puts_behind_a_text_is_not_embedded(pooling: str) -> None:
+    plain, ended = tiny_model(), tiny_model()
+    ended.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 2)]
+    )
+    long = words(*[3 + 7 * place % 90 for place in range(128)])
+    assert ended.tokenizer(words(5))["input_ids"] == [5, 2]
+    np.testing.assert_array_equal(embed(ended, [*TEXTS, long], pooling), embed(plain, [*TEXTS, long], pooling))
+    assert plain.notes == []
+    assert len(ended.notes) == 1
+    assert "'<eos>' behind every text" in ended.notes[0]
+
+
+def test_texts_that_are_cut_are_told_once() -> None:
+    model = tiny_model()
+    embed(model, [words(*[5] * 128)])
+    assert model.notes == []
+    embed(model, [words(*[5] * 129), words(*[5] * 200)], batch_size=1)
+    assert model.notes == [
+        "texts longer than the 128 tokens that tiny-llama can read were cut there for their embedding"
+    ]
 
 
 # --- whole -------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from prunelens.spaces import head
 from prunelens.spaces.head import token_nll
 from prunelens.spaces.repetition import distinct_share, is_loop
 from prunelens.study.scores import score_rows
-from prunelens.tasks.prompts import Prompt, PromptText, encode
+from prunelens.tasks.encoding import encode
+from prunelens.tasks.prompts import Prompt, PromptText
 from prunelens.tasks.suite import Scored
 from prunelens.tracing.long_texts import LongText, score_long, write_long
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from prunelens.errors import PrunelensError
 from prunelens.models.anatomy import Anatomy, find_anatomy
+from prunelens.models.chat_template import add_processor_template
 from prunelens.models.checkpoint import (
     check_causal,
     check_complete,
@@ -272,7 +273,9 @@ def _tokenizer(path: Path, trust: bool) -> Any:
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     with _explained(f"the tokenizer in {path} could not be opened"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    add_processor_template(tokenizer, path)
+    return tokenizer
 
 
 @contextmanager

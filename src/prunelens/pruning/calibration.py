@@ -7,6 +7,7 @@ import numpy as np
 
 from prunelens.errors import PrunelensError, has_half_pair
 from prunelens.models.loading import Model
+from prunelens.models.texts import read_text
 
 MAX_LENGTH = 2048
 
@@ -32,7 +33,7 @@ def read_calibration(path: Path, model: Model) -> list[list[int]]:
     length = min(MAX_LENGTH, model.context_length or MAX_LENGTH)
     pieces = []
     for text in texts:
-        ids = model.tokenizer(text, verbose=False)["input_ids"] if text.strip() else []
+        ids = read_text(model, text) if text.strip() else []
         pieces += [ids[start : start + length] for start in range(0, len(ids), length)]
     num_known = model.network.get_input_embeddings().weight.shape[0]
     if any(token >= num_known for piece in pieces for token in piece):

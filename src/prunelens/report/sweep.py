@@ -32,6 +32,8 @@ def print_sweep(info: dict[str, Any]) -> None:
     for item in info["calibration"]:
         rho = "undefined" if item["rho"] is None else f"{item['rho']:.2f}"
         console.print(Text(f"{item['use']} from {item['name']}: rank correlation {rho}, {item['n']} cells"))
+    for note in info.get("notes", []):
+        console.print(Text(printable(note), "dim"))
 
 
 def _cells(record: dict[str, Any]) -> list[str | Text]:

@@ -51,7 +51,7 @@ def render_sweep(run: Run) -> str:
             alike=[_alike(row) for row in info["alike"]],
             figures=[figure for figure in size_figures(run) if figure],
             forecasts=[figure] if (figure := calibration_figure(info["calibration"])) else [],
-            notes=[],
+            notes=info.get("notes", []),
         )
     )
 

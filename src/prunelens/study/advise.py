@@ -30,7 +30,8 @@ from prunelens.study.search import REPAIRED, Aim, Search, Tried, coarse, loss_of
 from prunelens.study.settings import Reporter, silent
 from prunelens.study.store import Run, write_run
 from prunelens.study.verdict import judge
-from prunelens.tasks.prompts import CORE, encode, prompts
+from prunelens.tasks.encoding import encode
+from prunelens.tasks.prompts import CORE, prompts
 from prunelens.tasks.suite import CORE_TASKS, USES, Chosen, nearest, parse_tasks
 from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.generate import Greedy, write
@@ -198,7 +199,7 @@ class _Advising:
 
     def _trajectories(self) -> tuple[list[Trajectory], list[Trajectory]]:
         """The dense model's greedy texts on every second prompt, and on the others."""
-        encoded = encode(prompts(CORE), self.model, True, TEXT_TOKENS)
+        encoded = encode(prompts(CORE), self.model, True, TEXT_TOKENS, "remove it")
         ids = [prompt.token_ids for prompt in encoded]
 
         def answer() -> list[Any]:
@@ -234,7 +235,7 @@ class _Advising:
             "held_out": held_out,
             **judged,
             "speeds": speeds,
-            "notes": [*search.notes, *self.model.notes],
+            "notes": [*search.notes, *self.bench.notes, *self.model.notes],
             "seconds": round(self.ledger.spent, 1),
             "versions": {name: version(name) for name in ("prunelens", "torch", "transformers")},
         }

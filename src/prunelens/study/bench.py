@@ -4,22 +4,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Float64
 
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model
 from prunelens.models.variant import Variant
 from prunelens.study.settings import Reporter, silent
+from prunelens.tasks.corpora import Corpus, read_corpus
+from prunelens.tasks.encoding import encode, prompt_notes
 from prunelens.tasks.harness import Harness
-from prunelens.tasks.prompts import Prompt, PromptText, encode
-from prunelens.tasks.retrieval import (
-    POOLINGS,
-    Corpus,
-    Retrieved,
-    neighbour_correlation,
-    overlap_at,
-    read_corpus,
-    retrieve,
-)
+from prunelens.tasks.prompts import Prompt, PromptText
+from prunelens.tasks.retrieval import POOLINGS, Retrieved, neighbour_correlation, overlap_at, retrieve
 from prunelens.tasks.suite import (
     CORE_LONG,
     MIN_QUESTION,
@@ -100,7 +95,20 @@ class Bench:
     def _long_prompts(self) -> list[Prompt]:
         items = long_items(self.settings.subset, self.settings.limit)
         texts = [PromptText(item["id"], item["kind"], ({"role": "user", "content": item["prompt"]},)) for item in items]
-        return encode(texts, self.dense, True, self.settings.long_tokens)
+        return encode(texts, self.dense, True, self.settings.long_tokens, f"leave out {CORE_LONG}")
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of results on these tasks should know of their texts."""
+        small = [
+            f"{name}: a query has {NEIGHBOURS} passages or fewer to find, so that all of them are its nearest; "
+            f"overlap_at_{NEIGHBOURS} decides nothing"
+            for name, corpus in self._corpora.items()
+            if _has_no_order(corpus)
+        ]
+        return (
+            [note for corpus in self._corpora.values() for note in corpus.notes] + small + prompt_notes(self._prompts)
+        )
 
     @cached_property
     def questions(self) -> list[str]:
@@ -170,9 +178,7 @@ class Bench:
         values = {
             Metric(name, "ndcg_at_10", "retrieval", _guessed_ndcg(corpus), decides="kept"): found.ndcg,
             Metric(name, "recall_at_10", "retrieval", _guessed_recall(corpus)): found.recall,
-            Metric(name, "overlap_at_10", "retrieval", _guessed_recall(corpus), decides="agreement"): overlap_at(
-                reference, found, NEIGHBOURS
-            ),
+            _overlap(name, corpus): overlap_at(reference, found, NEIGHBOURS),
             Metric(name, "neighbour_correlation", "retrieval"): neighbour_correlation(reference, found),
         }
         keys = list(corpus.queries)
@@ -191,16 +197,34 @@ def _with_use(scored: Scored, use: str | None) -> Scored:
 
 
 def _guessed_recall(corpus: Corpus) -> float:
-    """Mean recall@10, and overlap@10, of a random order."""
-    return min(1.0, NEIGHBOURS / len(corpus.passages))
+    """Mean recall@10 of a random order; a query's own passage may be relevant, but is never found."""
+    shares = [1 - (query in grades) / len(grades) for query, grades in corpus.relevant.items()]
+    return float(np.mean(np.array(shares) * _near_shares(corpus)))
+
+
+def _near_shares(corpus: Corpus) -> Float64[np.ndarray, " Q"]:
+    """What share of the passages that a query can find is among its 10 nearest: overlap@10 of two random orders."""
+    counts = np.array([corpus.num_candidates(query) for query in corpus.queries])
+    return np.minimum(1.0, NEIGHBOURS / counts)
+
+
+def _overlap(name: str, corpus: Corpus) -> Metric:
+    """Decides nothing where all passages are among the 10 nearest."""
+    decides = None if _has_no_order(corpus) else "agreement"
+    return Metric(name, "overlap_at_10", "retrieval", float(_near_shares(corpus).mean()), decides=decides)
+
+
+def _has_no_order(corpus: Corpus) -> bool:
+    return any(corpus.num_candidates(query) <= NEIGHBOURS for query in corpus.queries)
 
 
 def _guessed_ndcg(corpus: Corpus) -> float:
-    """Mean nDCG@10 of a random order: every rank holds the mean grade."""
-    discounts = 1 / np.log2(np.arange(2, min(NEIGHBOURS, len(corpus.passages)) + 2))
+    """Mean nDCG@10 of a random order: every rank holds the mean grade of what can be found."""
+    discounts = 1 / np.log2(np.arange(2, NEIGHBOURS + 2))
     shares = []
-    for grades in corpus.relevant.values():
+    for query, grades in corpus.relevant.items():
+        count = corpus.num_candidates(query)
         ideal = np.array(sorted(grades.values(), reverse=True)[:NEIGHBOURS], dtype=float)
-        best = float(ideal @ discounts[: len(ideal)])
-        shares.append(sum(grades.values()) / len(corpus.passages) * float(discounts.sum()) / best if best else 0.0)
+        mean = sum(grade for passage, grade in grades.items() if passage != query) / count
+        shares.append(mean * float(discounts[:count].sum()) / float(ideal @ discounts[: len(ideal)]))
     return min(1.0, float(np.mean(shares)))

@@ -17,10 +17,12 @@ from prunelens.pruning.apply import Calibration
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.recipe import Recipe
 from prunelens.study.settings import Reporter, Settings
-from prunelens.tasks.prompts import encode, prompts
+from prunelens.tasks.encoding import encode, encode_each
+from prunelens.tasks.prompts import Prompt, prompts
 from prunelens.tracing.generate import Greedy, Rule, Sampled, uniforms, write
 
 REPAIR_PROMPTS = "calibration_prompts.jsonl"
+OTHER_TEXTS = "pass --calibration"
 REPAIR_SEEDS = (0, 1)
 REPAIR_TOKENS = 96
 REPAIR_ROWS = 96
@@ -74,7 +76,7 @@ def with_repair_texts(
 def own_texts(model: Model, reporter: Reporter) -> list[list[int]]:
     """The dense model's greedy texts on the core prompts, as `compare` takes them."""
     settings = Settings()
-    encoded = encode(prompts(), model, settings.chat_template, settings.max_new_tokens)
+    encoded = encode(prompts(), model, settings.chat_template, settings.max_new_tokens, OTHER_TEXTS)
     ids = [prompt.token_ids for prompt in encoded]
     advance = reporter("writing calibration texts", len(ids) * settings.max_new_tokens)
     rules = [Greedy() for _ in ids]
@@ -114,15 +116,12 @@ def _stored(path: Path) -> list[list[int]] | None:
 
 def _fitting(source: Path, model: Model) -> list[tuple[int, ...]]:
     """The prompts that leave room for a text in the model's context."""
-    fitting: list[tuple[int, ...]] = []
-    fault: PrunelensError | None = None
-    for text in prompts(source):
-        try:
-            fitting += [prompt.token_ids for prompt in encode([text], model, True, REPAIR_TOKENS)]
-        except PrunelensError as error:
-            fault = error
+    found = encode_each(prompts(source), model, True, REPAIR_TOKENS, OTHER_TEXTS)
+    fitting = [one.token_ids for one in found if isinstance(one, Prompt)]
     if not fitting:
-        raise PrunelensError(f"{model.name} cannot write calibration texts for a repair ({fault}); pass --calibration")
+        raise PrunelensError(
+            f"{model.name} cannot write calibration texts for a repair ({found[-1]}); pass --calibration"
+        )
     return fitting
 
 

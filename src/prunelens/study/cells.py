@@ -25,7 +25,8 @@ from prunelens.study.settings import silent
 from prunelens.study.stages import Stages, Written
 from prunelens.study.store import RUN, Run, read_run, write_run
 from prunelens.study.study_file import Cell, Study
-from prunelens.tasks.prompts import encode, prompts
+from prunelens.tasks.encoding import encode
+from prunelens.tasks.prompts import prompts
 from prunelens.tasks.suite import parse_tasks
 
 CELLS, CELL = "cells", "cell.json"

@@ -11,7 +11,8 @@ from prunelens.study.candidates import Candidate, Compressible, open_candidates,
 from prunelens.study.result import Comparison
 from prunelens.study.settings import Reporter, Settings, silent
 from prunelens.study.stages import Stages
-from prunelens.tasks.prompts import CORE, PromptText, encode
+from prunelens.tasks.encoding import encode
+from prunelens.tasks.prompts import CORE, PromptText
 from prunelens.tasks.prompts import prompts as read_prompts
 
 

@@ -117,7 +117,9 @@ def collect(
         "tasks": list(bench.chosen.tasks),
         "settings": asdict(bench.settings),
         "thresholds": thresholds.model_dump(),
-        "notes": [note for model in models for note in model.notes] + [note for one in made for note in one.notes],
+        "notes": [note for model in models for note in model.notes]
+        + bench.notes
+        + [note for one in made for note in one.notes],
         "seconds": round(seconds, 3),
         "versions": {
             name: version(name)

@@ -98,7 +98,13 @@ def prune(
         carried = bias_parameters(stored.model, stored.drop, stored.repairs)
     finish = _Quantizer(stored, carried, quantized) if quantized else None
     in_weights = len(carried) == len(stored.repairs)
-    notes = (*about, *plain.notes, *(finish.notes if finish else ()), *(() if in_weights else (NEEDS_US,)))
+    notes = (
+        *model.notes,
+        *about,
+        *plain.notes,
+        *(finish.notes if finish else ()),
+        *(() if in_weights else (NEEDS_US,)),
+    )
     exported = export(
         stored.model,
         target,

@@ -15,6 +15,7 @@ from prunelens.study.candidates import Candidate
 from prunelens.study.schemas import STAT_COLUMNS
 from prunelens.study.settings import Settings
 from prunelens.study.store import RUN
+from prunelens.tasks.encoding import prompt_notes
 from prunelens.tasks.prompts import Prompt
 
 
@@ -41,6 +42,7 @@ def describe_run(
         "units": STAT_COLUMNS,
         "nulls": _nulls(tables, prompts),
         "notes": [note for model in models for note in model.notes]
+        + prompt_notes(prompts)
         + [note if label in note else f"{label}: {note}" for label, pruned in made for note in pruned.notes],
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "versions": {name: version(name) for name in ("prunelens", "torch", "transformers", "numpy")},

@@ -21,9 +21,9 @@ from prunelens.study.settings import Reporter, silent
 from prunelens.study.store import Kind, Result, Run, read_run
 from prunelens.study.study_file import Cell, Study, cells_of, parse_study, read_study
 from prunelens.study.sweep_tables import SCHEMAS, sweep_tables
+from prunelens.tasks.corpora import read_corpus
 from prunelens.tasks.harness import Harness
 from prunelens.tasks.prompts import CORE, prompts
-from prunelens.tasks.retrieval import read_corpus
 from prunelens.tasks.suite import CORE_RETRIEVAL, files_hash, is_retrieval, parse_tasks, retrieval_folder
 
 SWEEP = Kind(

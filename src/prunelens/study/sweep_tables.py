@@ -96,6 +96,7 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
     """
     rows: dict[str, list[Row]] = {name: [] for name in SCHEMAS}
     dense: dict[str, Any] = {}
+    notes: dict[str, None] = {}
     for cell in cells:
         record = read_cell(folder, cell)
         if record is None:
@@ -112,6 +113,7 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
             rows["cells"].append(about | {"status": "failed", "error": again})
             continue
         dense = dense or _dense(compared or evaluated)
+        notes |= dict.fromkeys(note for run in (compared, evaluated) if run for note in run.info["notes"])
         summary = compared.info["summary"][0] if compared else None
         rows["cells"].append(about | {"status": "done"} | _numbers(record, summary))
         sides = _sides(evaluated) if evaluated else ([], [])
@@ -127,6 +129,7 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
         "summary": _summary(rows),
         "calibration": calibration(rows),
         "alike": alike(rows),
+        "notes": list(notes),
     }
     return tables, info
 

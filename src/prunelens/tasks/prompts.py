@@ -1,4 +1,4 @@
-"""What models are asked: prompts from a file or the built-in core set, as token ids with the chat template applied."""
+"""What models are asked: prompts from a file or the built-in core set, as they are written."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from prunelens.errors import PrunelensError, has_half_pair
-from prunelens.models.loading import Model
 
 CORE = "core"
 
@@ -34,7 +33,7 @@ class Prompt:
     """A prompt as fed to the models.
 
     `option_ids` are the first tokens of the options' continuations, empty where there are none or where
-    `options_problem` says why they cannot be told apart.
+    `options_problem` says why they cannot be told apart. `notes` are remarks on how it is read.
     """
 
     prompt_id: str
@@ -45,6 +44,7 @@ class Prompt:
     option_ids: tuple[int, ...] = ()
     answer: str | None = None
     options_problem: str | None = field(default=None, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 def prompts(source: str | Path = CORE, limit: int | None = None) -> list[PromptText]:
@@ -70,79 +70,6 @@ def prompts(source: str | Path = CORE, limit: int | None = None) -> list[PromptT
             raise PrunelensError(f"{prompt.where}: the id {prompt.prompt_id!r} is given twice")
         seen.add(prompt.prompt_id)
     return found[:limit]
-
-
-def encode(texts: list[PromptText], model: Model, chat_template: bool, max_new_tokens: int) -> list[Prompt]:
-    """Token ids of the prompts, with the chat template where the tokenizer has one and it is wanted.
-
-    Raises:
-        PrunelensError: no tokenizer, a prompt without tokens, or one that does not fit the context.
-    """
-    if model.tokenizer is None:
-        raise PrunelensError(f"{model.name} has no tokenizer; put its tokenizer files beside config.json")
-    use_template = chat_template and getattr(model.tokenizer, "chat_template", None) is not None
-    return [_encode(text, model, use_template, max_new_tokens) for text in texts]
-
-
-def _encode(text: PromptText, model: Model, use_template: bool, max_new_tokens: int) -> Prompt:
-    tokenizer = model.tokenizer
-    if use_template:
-        rendered = _rendered(text, model)
-        ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    else:
-        rendered = text.text
-        ids = tokenizer(rendered)["input_ids"]
-    name = f"prompt {text.prompt_id!r}"
-    if not text.text.strip() or not ids:
-        raise PrunelensError(f"{text.where or name}: expected a prompt with text, found none in {name}")
-    num_known = model.network.get_input_embeddings().weight.shape[0]
-    if max(ids) >= num_known:
-        raise PrunelensError(
-            f"{name} has the token id {max(ids)}, but {model.name} knows {num_known} tokens; its tokenizer belongs to "
-            "another model"
-        )
-    limit = model.context_length
-    if limit is not None and len(ids) + max_new_tokens > limit:
-        raise PrunelensError(
-            f"{name} has {len(ids)} tokens; with {max_new_tokens} new ones it exceeds the context of {limit} "
-            f"tokens of {model.name}; shorten it or lower --max-new-tokens"
-        )
-    option_ids, problem = _option_ids(text, tokenizer, rendered, list(ids))
-    if any(token >= num_known for token in option_ids):
-        option_ids, problem = (), f"an option begins with a token that {model.name} does not know"
-    return Prompt(text.prompt_id, text.kind, text.text, tuple(ids), text.options, option_ids, text.answer, problem)
-
-
-def _rendered(text: PromptText, model: Model) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return model.tokenizer.apply_chat_template(list(text.messages), tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise PrunelensError(
-            f"the chat template of {model.name} fails on prompt {text.prompt_id!r} ({error}); mend it, or pass "
-            "--no-chat-template"
-        ) from error
-
-
-def _option_ids(text: PromptText, tokenizer: Any, rendered: str, ids: list[int]) -> tuple[tuple[int, ...], str | None]:
-    """The first token of each option when it continues the prompt."""
-    if not text.options:
-        return (), None
-    space = "" if rendered[-1:].isspace() else " "
-    found = []
-    for option in text.options:
-        whole = tokenizer(rendered + space + option, add_special_tokens=False)["input_ids"]
-        start = len(ids)
-        if whole[:start] != ids:  # special tokens in front, or a merge across the border
-            alone = tokenizer(space + option, add_special_tokens=False)["input_ids"]
-            whole, start = alone, 0
-        if len(whole) <= start:
-            return (), f"option {option!r} has no token of its own"
-        found.append(whole[start])
-    if len(set(found)) < len(found):
-        return (), "two options begin with the same token"
-    return tuple(found), None
 
 
 def _parse_file(path: Path) -> list[PromptText]:

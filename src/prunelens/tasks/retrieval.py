@@ -1,37 +1,25 @@
 """Retrieval with a causal language model as encoder: what it finds, and whether a compressed one finds the same."""
 
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 
-from prunelens.errors import PrunelensError, has_half_pair
+from prunelens.errors import PrunelensError
 from prunelens.models.batches import pad_right
 from prunelens.models.loading import Model
 from prunelens.models.taps import decoder_of, run_decoder
+from prunelens.models.texts import read_texts
 from prunelens.spaces.ranks import rank_correlation
+from prunelens.tasks.corpora import Corpus
 
-QREL = re.compile(r"([^\t]+)\t([^\t]+)\t([+-]?\d+(?:\.\d+)?)\s*")
 Advance = Callable[[int], None]
 POOLINGS = ("mean", "lasttoken")
 CUTOFF = 10
 """nDCG, recall and overlap look at so many of the nearest passages."""
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A retrieval data set in memory: texts by id, and the relevant passages of each query with their grade."""
-
-    name: str
-    passages: dict[str, str]  # title and text, joined by one blank where there is a title
-    queries: dict[str, str]
-    relevant: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -41,32 +29,13 @@ class Retrieved:
     Attributes:
         ndcg: (Q,) nDCG@10, the gain of a passage being its grade.
         recall: (Q,) share of the relevant passages among the 10 nearest.
-        similarities: (Q, N) cosines of query and passage.
+        similarities: (Q, N) cosines of query and passage; NaN where the passage has the query's own id, which no
+            number counts.
     """
 
     ndcg: Float64[np.ndarray, " Q"]
     recall: Float64[np.ndarray, " Q"]
     similarities: Float32[np.ndarray, "Q N"]
-
-
-def read_corpus(folder: Path, split: str = "test") -> Corpus:
-    """Read a folder in BEIR's format: corpus.jsonl, queries.jsonl and qrels/<split>.tsv.
-
-    Queries without a relevant passage (a grade above 0) are left out.
-
-    Raises:
-        PrunelensError: a missing file, a malformed line, an id given twice, a qrel that names an unknown query
-            or passage, a score that is not a number, no query left, or fewer than 2 passages.
-    """
-    paths = folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels" / f"{split}.tsv"
-    passages, queries = _read_texts(paths[0], with_title=True), _read_texts(paths[1], with_title=False)
-    if len(passages) < 2:
-        raise PrunelensError(f"expected at least 2 passages in {paths[0]}, found {len(passages)}; add some")
-    relevant = _read_qrels(paths[2], queries, passages)
-    asked = {query: text for query, text in queries.items() if query in relevant}
-    if not asked:
-        raise PrunelensError(f"expected a query with a relevant passage in {paths[2]}, found none; add a grade above 0")
-    return Corpus(folder.resolve().name, passages, asked, {query: relevant[query] for query in asked})
 
 
 def embed(
@@ -142,8 +111,12 @@ def _states_module(model: Model, advance: Advance) -> Any:
 
 def _token_ids(model: Model, texts: list[str]) -> list[list[int]]:
     limit = model.context_length
-    rows = model.tokenizer(texts, truncation=limit is not None, max_length=limit)["input_ids"]
-    ids = [list(row) or (model.eos_ids[:1] or [0]) for row in rows]
+    rows = read_texts(model, texts)
+    if limit is not None and max(map(len, rows)) > limit:
+        note = f"texts longer than the {limit} tokens that {model.name} can read were cut there for their embedding"
+        if note not in model.notes:
+            model.notes.append(note)
+    ids = [row[:limit] or (model.eos_ids[:1] or [0]) for row in rows]
     largest, num_known = max(map(max, ids)), model.network.get_input_embeddings().weight.shape[0]
     if largest >= num_known:
         raise PrunelensError(f"{model.name} knows {num_known} tokens, but a text has id {largest}; mend its tokenizer")
@@ -153,11 +126,17 @@ def _token_ids(model: Model, texts: list[str]) -> list[list[int]]:
 def retrieve(
     model: Model, corpus: Corpus, pooling: str = "mean", batch_size: int = 32, advance: Advance = lambda n: None
 ) -> Retrieved:
-    """Embed all queries and passages and score what is near; the arguments and errors are those of `embed`."""
+    """Embed all queries and passages and score what is near; the arguments and errors are those of `embed`.
+
+    As in BEIR, a query does not find the passage that has its own id (a data set that asks with its own passages).
+    """
     queries = embed(model, list(corpus.queries.values()), pooling, batch_size, advance)
     passages = embed(model, list(corpus.passages.values()), pooling, batch_size, advance)
     similarities = queries @ passages.T
     places = {passage: index for index, passage in enumerate(corpus.passages)}
+    for row, query in enumerate(corpus.queries):
+        if query in places:
+            similarities[row, places[query]] = np.nan
     grades = [{places[name]: grade for name, grade in corpus.relevant[query].items()} for query in corpus.queries]
     return Retrieved(*score(similarities, grades), similarities)
 
@@ -168,7 +147,7 @@ def score(
     """nDCG@k (gain: the grade; discount: log2(rank + 1)) and recall@k of each query.
 
     Args:
-        similarities: (Q, N) of query and passage.
+        similarities: (Q, N) of query and passage; one that is NaN is not found.
         grades: for each query the indices of its relevant passages, at least one, with grades above 0.
         k: so many of the nearest passages count.
     """
@@ -184,65 +163,25 @@ def score(
 
 
 def nearest(similarities: Float32[np.ndarray, "Q N"], k: int) -> Int64[np.ndarray, "Q K"]:
-    """(Q, min(k, N)) indices of the most similar passages, best first; of equal ones the lower index comes first."""
-    return np.stack([np.argsort(-row, kind="stable")[:k] for row in similarities])
+    """(Q, min(k, N)) indices of the most similar passages, best first; of equal ones the lower index comes first.
+
+    -1 where nothing is left to find: NaN is no similarity.
+    """
+    found = np.stack([np.argsort(-row, kind="stable")[:k] for row in similarities])  # NaN goes last
+    found[np.isnan(np.take_along_axis(similarities, found, axis=1))] = -1
+    return found
 
 
 def overlap_at(dense: Retrieved, compressed: Retrieved, k: int = CUTOFF) -> Float64[np.ndarray, " Q"]:
     """Share of the dense model's k nearest passages that are among the compressed model's k nearest too."""
     pairs = zip(nearest(dense.similarities, k), nearest(compressed.similarities, k), strict=True)
-    return np.array([np.isin(left, right).mean() for left, right in pairs])
+    return np.array([np.isin(left[left >= 0], right).mean() for left, right in pairs])
 
 
 def neighbour_correlation(dense: Retrieved, compressed: Retrieved) -> Float64[np.ndarray, " Q"]:
     """Spearman's ρ between the two models' similarities of all passages, for each query; NaN where undefined."""
-    found = map(rank_correlation, dense.similarities, compressed.similarities)
+    found = []
+    for left, right in zip(dense.similarities, compressed.similarities, strict=True):
+        kept = ~np.isnan(left)
+        found.append(rank_correlation(left[kept], right[kept]))
     return np.array([np.nan if value is None else value for value in found])
-
-
-def _read_texts(path: Path, with_title: bool) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for where, line in _lines(path):
-        try:
-            record = json.loads(line)
-            name, text, title = record["_id"], record["text"], record.get("title") or "" if with_title else ""
-            valid = all(isinstance(value, str) and not has_half_pair(value) for value in (name, text, title))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            valid = False
-        if not valid:
-            raise PrunelensError(f'{where}: expected a JSON object with texts as "_id" and "text", found {line[:60]!r}')
-        if name in found:
-            raise PrunelensError(f"{where}: the id {name!r} is given twice; keep one of them")
-        found[name] = f"{title} {text}" if title else text
-    return found
-
-
-def _read_qrels(path: Path, queries: dict[str, str], passages: dict[str, str]) -> dict[str, dict[str, float]]:
-    graded: dict[tuple[str, str], float] = {}
-    for number, (where, line) in enumerate(_lines(path)):
-        if number == 0 and line.split() == ["query-id", "corpus-id", "score"]:
-            continue
-        match = QREL.fullmatch(line)
-        if match is None:
-            raise PrunelensError(f"{where}: expected two ids and a number between tabs, found {line[:60]!r}")
-        query, passage, grade = match.groups()
-        for kind, name, known in (("query", query, queries), ("passage", passage, passages)):
-            if name not in known:
-                raise PrunelensError(f"{where}: expected a known {kind}, found {name!r}; add it or drop the line")
-        if (query, passage) in graded:
-            raise PrunelensError(f"{where}: the pair {query!r}, {passage!r} is given twice; keep one of them")
-        graded[query, passage] = float(grade)
-    found: dict[str, dict[str, float]] = {}
-    for (query, passage), value in graded.items():
-        if value > 0:
-            found.setdefault(query, {})[passage] = value
-    return found
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(file:number, line) of the lines that are not blank."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PrunelensError(f"expected a UTF-8 file of a BEIR data set at {path}: {error}") from error
-    return ((f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip())

@@ -1,7 +1,7 @@
 """The harness's own model class around a network in memory; imported only where tasks are run."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -11,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from prunelens.models.loading import Model
+from prunelens.models.texts import told_ending, without_ending
 
 Advance = Callable[[int], None]
 SEED = 0
@@ -25,6 +26,26 @@ class _Runner(HFLM):
         super().__init__(
             pretrained=model.network, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size, backend="causal"
         )
+
+        self._ending = told_ending(model)
+
+    def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
+        """Token ids of a text, without the special tokens that a tokenizer may put behind it."""
+        ids = list(super().tok_encode(string, *args, **options))
+        if not self._ending or ids == list(self.tokenizer.encode(string, add_special_tokens=False)):
+            return ids
+        return without_ending(ids, self._ending)
+
+    def tok_batch_encode(
+        self, strings: Sequence[str], padding_side: str = "left", left_truncate_len: int | None = None, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask of texts padded on the left, without what the tokenizer may put behind each."""
+        size, bos = len(self._ending), self.tokenizer.bos_token
+        if bos and strings[0].startswith(bos):
+            size = 0  # the harness adds no special tokens then
+        longest = left_truncate_len + size if left_truncate_len else None
+        ids, mask = super().tok_batch_encode(list(strings), padding_side, longest, **options)
+        return ids[:, : ids.shape[1] - size], mask[:, : mask.shape[1] - size]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
         """Log-likelihoods of continuations."""
