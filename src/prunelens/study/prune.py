@@ -9,7 +9,8 @@ from prunelens.errors import PrunelensError
 from prunelens.models.carrying import bias_parameters
 from prunelens.models.export import LAYOUTS, NUM_STEPS, WHAT, export, is_export
 from prunelens.models.folders import check_target, probe_target
-from prunelens.models.loading import Model, quiet
+from prunelens.models.loading import Model
+from prunelens.models.opening import quiet
 from prunelens.models.quantized import method_of
 from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.repair_files import REPAIRS
