@@ -1,7 +1,7 @@
 """What must be true of a checkpoint before and after it is opened: safetensors, whole, and real numbers."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from prunelens.models.ignored import check_no_adapter, listed
 from prunelens.models.json_files import read_object
 from prunelens.models.placement import named_weights
 from prunelens.models.repair_files import REPAIRS
-from prunelens.models.sizes import StoredTensor, plain_tensors, stored_tensors
+from prunelens.models.sizes import StoredTensor, plain_tensors, stored_in
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 WEIGHTS = "model.safetensors"
@@ -49,7 +49,7 @@ def check_files(path: Path) -> dict[str, Any]:
     named = weight_files(path, values)
     for file in named:
         _check_whole(file)
-    check_claims(values, path, [tensor for file in named for tensor in stored_tensors(file)])
+    check_claims(values, path, stored_in(named))
     for part in _sections(values):
         check_token_ids(part, None, path / CONFIG)
     if (path / GENERATION).exists():
@@ -107,20 +107,19 @@ def check_complete(found: dict[str, Any], path: Path) -> None:
         )
 
 
-def unread_tensors(found: dict[str, Any], network: Any, files: Collection[Path]) -> list[StoredTensor]:
+def unread_tensors(found: dict[str, Any], network: Any, tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
     """The stored tensors that an opened network does not read, those that its family leaves out by name included.
 
     Args:
         found: what transformers tells about the loading.
         network: the network.
-        files: the weight files, without that of repairs.
+        tensors: what the weight files hold.
     """
     patterns = [re.compile(one) for one in network._keys_to_ignore_on_load_unexpected or ()]
     unexpected, own = set(map(str, found["unexpected_keys"])), network.state_dict().keys()
     return [
         tensor
-        for file in files
-        for tensor in stored_tensors(file)
+        for tensor in tensors
         if tensor.name in unexpected
         or (tensor.name not in own and any(pattern.search(tensor.name) for pattern in patterns))
     ]

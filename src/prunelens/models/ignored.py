@@ -12,6 +12,8 @@ from prunelens.models.json_files import read_object
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTERS = (ADAPTER_CONFIG, "adapter_model*.safetensors", "adapter_model*.bin", "adapters.safetensors", "adapters.npz",
             "pytorch_adapter.bin", "*lora*.safetensors")  # fmt: skip
+PROMPTS = ("prompt", "prefix", "p_tuning", "cpt")
+"""Methods of adapters that are no weights: inputs that are learnt."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".npz", ".onnx")
 TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "random_states")
 """How files begin that a training run leaves: its state, no weights of the model."""
@@ -29,9 +31,11 @@ def check_no_adapter(path: Path) -> None:
     values = read_object(path / ADAPTER_CONFIG) if ADAPTER_CONFIG in found else {}
     kind = str(values.get("peft_type") or values.get("fine_tune_type") or "")[:40]
     base = str(values.get("base_model_name_or_path") or values.get("model") or "")[:200]
+    is_prompt = any(word in kind.lower() for word in PROMPTS)
+    merging = f"merge it with peft (PeftModel.from_pretrained(model, {str(path)!r}).merge_and_unload()) and save that"
     raise PrunelensError(
         f"expected a whole model in {path}, found an adapter ({kind or found[0]}{f', of {base}' if base else ''}); "
-        f"merge it with peft (PeftModel.from_pretrained(model, {str(path)!r}).merge_and_unload()) and save that, or "
+        f"{'it cannot be merged into weights, so name its base' if is_prompt else merging}, or "
         f"move {' and '.join(found[:2])} away to open what is left"
     )
 
@@ -67,7 +71,8 @@ def ignored_weights(path: Path, read: Collection[Path]) -> list[str]:
     )  # fmt: skip
     if not found:
         return []
-    return [f"{_files(len(found))} in {path} that look like weights are not read ({listed(found)})"]
+    verb = "file looks like weights and is" if len(found) == 1 else "files look like weights and are"
+    return [f"{len(found)} {verb} not read in {path} ({listed(found)})"]
 
 
 def ignored_code(path: Path, config: Any, trust_remote_code: bool) -> list[str]:
@@ -80,7 +85,3 @@ def ignored_code(path: Path, config: Any, trust_remote_code: bool) -> list[str]:
 def listed(names: list[str]) -> str:
     """The first two of some names, and whether there are more."""
     return ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"

@@ -1,9 +1,5 @@
 """Open a model safely: a folder, a GGUF file, a hub id or the built-in name; safetensors and GGUF only."""
 
-import copy
-import functools
-import io
-from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,24 +7,21 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
 
 from prunelens.errors import PrunelensError
 from prunelens.models.anatomy import Anatomy, find_anatomy
-from prunelens.models.auto_class import auto_class_of, check_causal
-from prunelens.models.checkpoint import check_complete, check_files, check_weights, unread_tensors, weight_files
-from prunelens.models.claims import CONFIG, GENERATION, check_fits, check_sizes, check_token_ids, made_without_numbers
-from prunelens.models.fingerprint import code_of, fingerprint_files, fingerprint_model
+from prunelens.models.checkpoint import check_weights
+from prunelens.models.checkpoint_opening import Opened, open_checkpoint
+from prunelens.models.claims import check_token_ids
+from prunelens.models.fingerprint import fingerprint_files, fingerprint_model
 from prunelens.models.gguf_file import read_gguf
-from prunelens.models.ignored import check_no_adapter_layers, ignored_code, ignored_weights, listed
-from prunelens.models.json_files import read_object
+from prunelens.models.ignored import check_no_adapter_layers
 from prunelens.models.opening import explained, quiet
-from prunelens.models.placement import AUTO, Devices, Placement, input_device, memory_explained, place, plan_placement
+from prunelens.models.placement import AUTO, Devices, input_device, memory_explained, plan_placement
 from prunelens.models.proofs import tolerating
-from prunelens.models.quantized import check_method, method_of, rounding_of, settle
+from prunelens.models.quantized import rounding_of
 from prunelens.models.record import remove_recorded
-from prunelens.models.repair_files import REPAIRS
-from prunelens.models.sizes import network_bytes, stored_bytes, stored_in
+from prunelens.models.sizes import network_bytes, stored_bytes
 from prunelens.models.sources import resolve_name
 from prunelens.models.taps import head_of
 
@@ -140,9 +133,9 @@ def load(
         if path.suffix == ".gguf":
             network, tokenizer = read_gguf(path, chosen_dtype, placement)
             fingerprint = fingerprint_files([path], network.config.to_dict())
-            opened = _Opened(network, tokenizer, fingerprint, stored_bytes([path]), [], None)
+            opened = Opened(network, tokenizer, fingerprint, stored_bytes([path]))
         else:
-            opened = _read_folder(path, chosen_dtype, trust_remote_code, placement)
+            opened = open_checkpoint(path, chosen_dtype, trust_remote_code, placement)
         network = opened.network
         if placement.device_map is None and not hasattr(network.config, "quantization_config"):
             with explained(f"{name} could not be moved to the device {placement.device}"):
@@ -182,32 +175,22 @@ def _check_network(network: Any, name: str) -> None:
             f"expected a causal language model of transformers, found {type(network).__name__}; open it with "
             "AutoModelForCausalLM.from_pretrained"
         )
-    if not network.can_generate() and network.get_output_embeddings() is None:
+    with explained(f"{name} ({type(network).__name__}) could not be used as a causal language model"):
+        is_headless = not network.can_generate() and network.get_output_embeddings() is None
+        rows = network.get_input_embeddings().weight.shape[0]
+        holders = (getattr(network, "generation_config", None), network.config, _text_config(network))
+    if is_headless:
         raise PrunelensError(
             f"expected a causal language model, found {type(network).__name__}, which has no head over the vocabulary; "
             "open it with AutoModelForCausalLM.from_pretrained"
         )
-    rows = network.get_input_embeddings().weight.shape[0]
-    for holder in (getattr(network, "generation_config", None), network.config, _text_config(network)):
-        if holder is not None:
-            check_token_ids({"eos_token_id": getattr(holder, "eos_token_id", None)}, rows, f"the settings of {name}")
+    for holder in holders:
+        check_token_ids({"eos_token_id": getattr(holder, "eos_token_id", None)}, rows, f"the settings of {name}")
 
 
 def _text_config(network: Any) -> Any:
     """The settings of the part that writes text; of most networks, all settings."""
     return network.config.get_text_config(decoder=True)
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """What was read: see `Model`."""
-
-    network: Any
-    tokenizer: Any
-    fingerprint: str
-    num_bytes: int
-    notes: list[str]
-    stored_dtype: torch.dtype | None
 
 
 def _opened(name: str, network: Any, tokenizer: Any, fingerprint: str, notes: list[str]) -> Model:
@@ -228,65 +211,3 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     if dtype not in DTYPES:
         raise PrunelensError(f"expected a dtype of {', '.join(DTYPES)}, found {dtype!r}")
     return DTYPES[dtype]
-
-
-def _read_folder(path: Path, dtype: torch.dtype, trust: bool, placement: Placement) -> _Opened:
-    values = check_files(path)
-    files = weight_files(path, values)
-    what = f"{path} could not be opened as a causal language model"
-    with explained(what):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
-        check_causal(config, path, trust)
-    check_method(config, path)
-    _check_config(config, path)
-    quantized = method_of(config) is not None
-    auto = auto_class_of(config, trust)
-    with explained(what):
-        make = functools.partial(auto.from_config, trust_remote_code=trust)
-        check_fits(made_without_numbers(make, copy.deepcopy(config)), stored_in(files), quantized, path)
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else None
-    more: dict[str, Any] = {}
-    if quantized:  # its scales are made for one dtype, and it is not moved once it is open
-        dtype = stored or dtype
-        more = {"device_map": {"": placement.device}} if placement.device_map is None else {}
-    opener = functools.partial(
-        auto.from_pretrained,
-        path,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=trust,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused below, by name
-        **more,
-    )
-    silenced = redirect_stderr(io.StringIO()) if quantized else nullcontext()  # progress bars without another switch
-    with explained(what), silenced:
-        network, found = place(placement, opener)
-        notes = settle(network) if quantized else []
-    check_complete(found, path)
-    unread = unread_tensors(found, network, [file for file in files if file.name != REPAIRS])
-    names = sorted({*map(str, found["unexpected_keys"]), *(tensor.name for tensor in unread)})
-    if names:
-        notes.append(f"{len(names)} tensors in {path} are not read by the model ({listed(names)})")
-    notes += [*ignored_weights(path, files), *ignored_code(path, config, trust)]
-    num_bytes = stored_bytes(files) - sum(tensor.num_bytes for tensor in unread)
-    fingerprint = fingerprint_files(files, network.config.to_dict() | code_of(path, values))
-    return _Opened(network, _tokenizer(path, trust), fingerprint, num_bytes, notes, stored)
-
-
-def _check_config(config: Any, path: Path) -> None:
-    """Refuse sizes and token ids that cannot be, before anything is made of them."""
-    check_sizes(config, path)
-    text = config.get_text_config(decoder=True)
-    vocab_size = getattr(text, "vocab_size", None)
-    for one in (config, text):
-        check_token_ids(one.to_dict(), vocab_size, path / CONFIG)
-    if (path / GENERATION).exists():
-        check_token_ids(read_object(path / GENERATION), vocab_size, path / GENERATION)
-
-
-def _tokenizer(path: Path, trust: bool) -> Any:
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return None
-    with explained(f"the tokenizer in {path} could not be opened"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust)

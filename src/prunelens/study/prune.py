@@ -26,6 +26,7 @@ from prunelens.study.result import Comparison
 from prunelens.study.settings import Reporter, silent
 
 OTHER_TEXTS = "what was found is of the recipe with --calibration {}, this checkpoint was made with {}"
+ONLY_TEXT = "{} reads more than text: its other parts are saved unchanged, and only what it makes of text was checked"
 NEEDS_US = f"its repairs lie in {REPAIRS} and are read by prunelens alone; other programs load it without them"
 
 
@@ -99,7 +100,8 @@ def prune(
         carried = bias_parameters(stored.model, stored.drop, stored.repairs)
     finish = _Quantizer(stored, carried, quantized) if quantized else None
     in_weights = len(carried) == len(stored.repairs)
-    notes = (*about, *plain.notes, *(finish.notes if finish else ()), *(() if in_weights else (NEEDS_US,)))
+    whole = (*(finish.notes if finish else ()), *(() if in_weights else (NEEDS_US,)), *_about_other_inputs(model))
+    notes = (*about, *plain.notes, *whole)
     exported = export(
         stored.model,
         target,
@@ -143,6 +145,12 @@ def check_request(recipe: Recipe, target: Path, layout: str) -> None:
         raise PrunelensError(
             f"--format {layout} cannot hold repairs other than repair:folded; leave one of the two out"
         )
+
+
+def _about_other_inputs(model: Model) -> list[str]:
+    """A remark on a model that reads more than text."""
+    config = model.network.config
+    return [] if config.get_text_config(decoder=True) is config else [ONLY_TEXT.format(model.name)]
 
 
 def _check_dense(model: Model) -> None:
