@@ -177,7 +177,8 @@ def _check_network(network: Any, name: str) -> None:
         )
     with explained(f"{name} ({type(network).__name__}) could not be used as a causal language model"):
         is_headless = not network.can_generate() and network.get_output_embeddings() is None
-        rows = network.get_input_embeddings().weight.shape[0]
+        embeddings: Any = network.get_input_embeddings()
+        rows = embeddings.weight.shape[0]
         holders = (getattr(network, "generation_config", None), network.config, _text_config(network))
     if is_headless:
         raise PrunelensError(

@@ -224,8 +224,17 @@ def _in_stored_dtype(changed: Model, dense: Model) -> Model:
         if value is not None and value.is_floating_point():
             set_weight(module, name, value.to(dtype))
     twin.network.tie_weights()
-    twin.network.config.dtype = dtype
+    _say_dtype(twin.network.config, dtype)
     return twin
+
+
+def _say_dtype(config: Any, dtype: Any) -> None:
+    """Write a dtype into a configuration and those inside it."""
+    config.dtype = dtype
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if part is not None:
+            _say_dtype(part, dtype)
 
 
 def _findings(
