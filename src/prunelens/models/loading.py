@@ -177,15 +177,18 @@ def _check_network(network: Any, name: str) -> None:
         )
     with explained(f"{name} ({type(network).__name__}) could not be used as a causal language model"):
         is_headless = not network.can_generate() and network.get_output_embeddings() is None
-        embeddings: Any = network.get_input_embeddings()
-        rows = embeddings.weight.shape[0]
-        holders = (getattr(network, "generation_config", None), network.config, _text_config(network))
+        _check_ends(network, name)
     if is_headless:
         raise PrunelensError(
             f"expected a causal language model, found {type(network).__name__}, which has no head over the vocabulary; "
             "open it with AutoModelForCausalLM.from_pretrained"
         )
-    for holder in holders:
+
+
+def _check_ends(network: Any, name: str) -> None:
+    """Refuse settings in memory under which a text ends with what is no token."""
+    rows = network.get_input_embeddings().weight.shape[0]
+    for holder in (getattr(network, "generation_config", None), network.config, _text_config(network)):
         check_token_ids({"eos_token_id": getattr(holder, "eos_token_id", None)}, rows, f"the settings of {name}")
 
 
