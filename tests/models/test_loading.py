@@ -256,7 +256,7 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path: Path, network: Any, left_out: str | None = None) -> Path:
+def write_gguf(path: Path, network: Any, left_out: str | None = None, end: int = 2) -> Path:
     """A tiny Llama as llama.cpp's converter writes it, in float32."""
     config, writer = network.config, gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -274,7 +274,7 @@ def write_gguf(path: Path, network: Any, left_out: str | None = None) -> Path:
     writer.add_token_types([3, 3, 3] + [1] * (VOCAB_SIZE - 3))
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    writer.add_eos_token_id(end)
     writer.add_pad_token_id(0)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, tensor in network.state_dict().items():
@@ -314,6 +314,12 @@ def test_a_network_from_gguf_can_be_saved_and_opened_again(tiny_gguf: Path, tmp_
     model = load(tmp_path / "again", device="cpu")
     assert torch.equal(logits(model.network), logits(network))
     assert model.tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("end", [VOCAB_SIZE, 10**6])
+def test_a_gguf_file_whose_end_is_no_token_is_refused(tmp_path: Path, end: int) -> None:
+    with pytest.raises(PrunelensError, match=r"tiny\.gguf could not be read as a GGUF checkpoint"):
+        load(write_gguf(tmp_path / "tiny.gguf", tiny_network("llama"), end=end), device="cpu")
 
 
 def test_the_fingerprint_of_a_gguf_file_follows_its_weights(tiny_gguf: Path, tmp_path: Path) -> None:

@@ -412,8 +412,8 @@ def test_a_model_that_fits_nowhere(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    target = "find_anatomy" if where == "find_anatomy" else "AutoModelForCausalLM.from_pretrained"
-    monkeypatch.setattr(f"prunelens.models.loading.{target}", fail)
+    inside = "prunelens.models.loading" if where == "find_anatomy" else "transformers.AutoModelForCausalLM"
+    monkeypatch.setattr(f"{inside}.{where}", fail)
     with pytest.raises(PrunelensError, match=r"does not fit into cpu.*--device auto"):
         load(checkpoint, device="cpu")
     with pytest.raises(PrunelensError, match=r"does not fit.*even alone.*--dtype"):

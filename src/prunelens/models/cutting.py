@@ -18,7 +18,14 @@ from prunelens.errors import PrunelensError
 COUNT_NAMES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LEADING_COUNTS = ("first_k_dense_replace", "num_dense_layers")
 """How many layers at the beginning are dense."""
-INDEX_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indices", "hybrid_layer_ids")
+INDEX_LISTS = (
+    "mlp_only_layers",
+    "moe_layers",
+    "full_attn_idxs",
+    "attn_layer_indices",
+    "hybrid_layer_ids",
+    "cross_attention_layers",
+)
 """Lists of layers by index."""
 LAYER_WORDS = ("layer", "block", "pattern")
 """A list with an entry a layer says so in its name, or is one of these."""
@@ -131,11 +138,19 @@ def _rebuilt(config: Any, values: dict[str, Any]) -> Any:
 
 
 def _decoder_section(config: Any, values: dict[str, Any]) -> dict[str, Any]:
-    decoder = config.get_text_config(decoder=True)
-    if decoder is config:
+    """The settings of the part that writes text among `values`, which are those of `config`."""
+    section = _section_of(config, config.get_text_config(decoder=True), values)
+    if section is None:
+        raise _inexpressible(config, "its settings do not tell those of the part that writes text apart")
+    return section
+
+
+def _section_of(config: Any, wanted: Any, values: dict[str, Any]) -> dict[str, Any] | None:
+    if config is wanted:
         return values
-    name = next(name for name in config.sub_configs if getattr(config, name, None) is decoder)
-    return values[name]
+    parts = ((name, getattr(config, name, None)) for name in config.sub_configs)
+    found = (_section_of(part, wanted, values[name]) for name, part in parts if part is not None)
+    return next((section for section in found if section is not None), None)
 
 
 def _say_dense_layers(section: dict[str, Any], layers: int) -> None:

@@ -22,8 +22,10 @@ from torch import Tensor
 from prunelens.errors import PrunelensError
 from prunelens.models import folders, nemotron_nas
 from prunelens.models.carrying import BiasParameters, bias_parameters, placed
+from prunelens.models.companions import save_weights, write_companions
 from prunelens.models.cutting import check_blocks, check_cache, clean_config, cut_config, skeleton
-from prunelens.models.loading import Model, load, quiet
+from prunelens.models.loading import Model, load
+from prunelens.models.opening import quiet
 from prunelens.models.record import record_of, recorded_drop
 from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.repair_files import KEY, REPAIRS, describe, save_repairs
@@ -106,7 +108,7 @@ def export(
             expected = logits_of(model.network, model)
         advance(1)
         with folders.new_folder(target, is_export, WHAT) as temporary:
-            _write(network, model.tokenizer, temporary, finish, card, partial(save_repairs, repairs, set(carried)))
+            _write(network, model, temporary, finish, card, partial(save_repairs, repairs, set(carried)))
             advance(1)
             found = _logits_again(temporary, model, network, finish, layout)
             difference = checked_difference(expected, found, model.dtype, finish is None or layout != LAYOUTS[0])
@@ -208,7 +210,8 @@ def _laid_out(
     names = {index: _new_name(name, prefix, kept) for index, (name, _) in carried.items()}
     entries = describe(placed(repairs, kept), names)
     setattr(network.config, KEY, record_of(Drop(attention, mlp), recipe, entries))
-    network.generation_config = _generation(model.network)
+    if hasattr(model.network, "generation_config"):
+        network.generation_config = copy.deepcopy(model.network.generation_config)
     return network
 
 
@@ -253,32 +256,21 @@ def _fill(network: Any, state: dict[str, Tensor], name: str) -> None:
     network.tie_weights()
 
 
-def _generation(network: Any) -> Any:
-    """The settings for generating, mended where they would be refused on saving."""
-    settings = copy.deepcopy(network.generation_config)
-    try:
-        settings.validate(strict=True)
-    except ValueError:  # such as a temperature without sampling
-        settings.do_sample = True
-    return settings
-
-
 def _write(
-    network: Any, tokenizer: Any, folder: Path, finish: Finish | None, card: str, more: Callable[[Path], None]
+    network: Any, model: Model, folder: Path, finish: Finish | None, card: str, more: Callable[[Path], None]
 ) -> None:
     """Write everything below `folder`; its config.json appears last."""
     parts = folder / "parts"
     plain = parts if finish is None else folder / "plain"
     plain.mkdir()
-    if tokenizer is not None:
-        tokenizer.save_pretrained(plain)
     if card:
         (plain / "README.md").write_text(card, encoding="utf-8")
     try:
-        network.save_pretrained(plain)
+        save_weights(network, plain)
     except RuntimeError as error:  # tensors shared in a way that the family does not foresee
         reason = " ".join(str(error).split())[:300]
         raise PrunelensError(f"the weights cannot be written as safetensors: {reason}") from error
+    write_companions(network, model.tokenizer, model.source, plain)
     more(plain)
     if finish is not None:
         parts.mkdir()
@@ -293,9 +285,11 @@ def _write(
 
 
 def _complete(plain: Path, parts: Path) -> None:
-    """Add what `finish` has not made: tokenizer, card, and the record in config.json."""
+    """Put in all that `finish` has not made or has written in a way of its own, and the record in config.json."""
     for path in plain.iterdir():
-        if (path.name == REPAIRS or ".safetensors" not in path.name) and not (parts / path.name).exists():
+        if path.is_dir():
+            shutil.copytree(path, parts / path.name, dirs_exist_ok=True)
+        elif path.name == REPAIRS or (".safetensors" not in path.name and path.name != CONFIG):
             shutil.copy(path, parts / path.name)
     record = json.loads((plain / CONFIG).read_text(encoding="utf-8"))[KEY]
     config = json.loads((parts / CONFIG).read_text(encoding="utf-8"))

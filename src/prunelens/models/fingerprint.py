@@ -48,6 +48,18 @@ def fingerprint_model(model: Any) -> str:
     return digest.hexdigest()
 
 
+def code_of(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """An entry for the configuration with the hashes of the Python files that a checkpoint brings along, if any.
+
+    Args:
+        path: the checkpoint folder.
+        config: its configuration, which says under `auto_map` whether it brings code.
+    """
+    if not config.get("auto_map"):
+        return {}
+    return {"code": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(path.glob("*.py"))}}
+
+
 def _identity(path: Path) -> list[Any]:
     status = path.resolve().stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
@@ -90,11 +102,8 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, str, tuple[int, ...], Any
 def _safetensors(path: Path) -> Iterator[tuple[str, str, tuple[int, ...], Any]]:
     import numpy as np
 
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    from prunelens.models.sizes import stored_tensors
+
     content = np.memmap(path, dtype=np.uint8, mode="r")
-    for name, entry in header.items():
-        if name != "__metadata__":
-            low, high = (8 + length + offset for offset in entry["data_offsets"])
-            yield name, entry["dtype"], tuple(entry["shape"]), content[low:high]
+    for tensor in stored_tensors(path):
+        yield tensor.name, tensor.dtype, tensor.shape, content[tensor.begin : tensor.end]

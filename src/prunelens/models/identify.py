@@ -1,20 +1,8 @@
 """The fingerprint of a checkpoint's files without opening the model."""
 
-import json
-from pathlib import Path
-from typing import Any
-
-from prunelens.errors import PrunelensError
 from prunelens.models.checkpoint import check_files, weight_files
-from prunelens.models.fingerprint import fingerprint_files
+from prunelens.models.fingerprint import code_of, fingerprint_files
 from prunelens.models.sources import resolve_name
-
-
-class _Plain:
-    """A configuration as its file says, of which one entry is looked up."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.transformers_weights = values.get("transformers_weights")
 
 
 def identify(name: str) -> str:
@@ -28,16 +16,5 @@ def identify(name: str) -> str:
     path = resolve_name(name)
     if path.suffix == ".gguf":
         return fingerprint_files([path], {})
-    check_files(path)
-    values = _read_config(path)
-    return fingerprint_files(weight_files(path, _Plain(values)), values)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PrunelensError(f"expected a configuration in {path / 'config.json'}, found {error}") from error
-    if not isinstance(found, dict):
-        raise PrunelensError(f"expected a configuration in {path / 'config.json'}, found {type(found).__name__}")
-    return found
+    values = check_files(path)
+    return fingerprint_files(weight_files(path, values), values | code_of(path, values))

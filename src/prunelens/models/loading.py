@@ -1,12 +1,5 @@
 """Open a model safely: a folder, a GGUF file, a hub id or the built-in name; safetensors and GGUF only."""
 
-import functools
-import io
-import logging
-import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,32 +7,19 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from prunelens.errors import PrunelensError
 from prunelens.models.anatomy import Anatomy, find_anatomy
-from prunelens.models.chat_template import add_processor_template
-from prunelens.models.checkpoint import (
-    check_causal,
-    check_complete,
-    check_files,
-    check_weights,
-    weight_files,
-)
+from prunelens.models.checkpoint import check_weights
+from prunelens.models.checkpoint_opening import Opened, open_checkpoint
+from prunelens.models.claims import check_token_ids
 from prunelens.models.fingerprint import fingerprint_files, fingerprint_model
-from prunelens.models.placement import (
-    AUTO,
-    DISK,
-    Devices,
-    Placement,
-    input_device,
-    is_out_of_memory,
-    memory_explained,
-    place,
-    plan_placement,
-)
+from prunelens.models.gguf_file import read_gguf
+from prunelens.models.ignored import check_no_adapter_layers
+from prunelens.models.opening import explained, quiet
+from prunelens.models.placement import AUTO, Devices, input_device, memory_explained, plan_placement
 from prunelens.models.proofs import tolerating
-from prunelens.models.quantized import check_method, method_of, rounding_of, settle
+from prunelens.models.quantized import rounding_of
 from prunelens.models.record import remove_recorded
 from prunelens.models.sizes import network_bytes, stored_bytes
 from prunelens.models.sources import resolve_name
@@ -51,7 +31,6 @@ DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-ON_CPU = Placement(torch.device("cpu"))
 
 
 @dataclass
@@ -68,7 +47,9 @@ class Model:
         trust_remote_code: whether it was opened with code of its own allowed; models compared with it are too.
         spread: whether it was opened for several devices or offloading; models compared with it are too.
         stored_dtype: the floating dtype of its checkpoint, where it is known.
-        weight_bytes: size of its weights on disk, or in memory where it was not opened from files.
+        weight_bytes: size of its weights on disk, or in memory where it was not opened from files; what nothing reads
+            is left out.
+        source: the folder that it was opened from; None for a model from GGUF or in memory.
     """
 
     name: str
@@ -81,6 +62,7 @@ class Model:
     spread: bool = False
     stored_dtype: torch.dtype | None = None
     weight_bytes: int = 0
+    source: Path | None = None
 
     @property
     def device(self) -> torch.device:
@@ -105,12 +87,14 @@ class Model:
     @property
     def context_length(self) -> int | None:
         """Longest sequence the positions allow, or None where the family sets no limit."""
-        return getattr(self.network.config, "max_position_embeddings", None)
+        found = getattr(_text_config(self.network), "max_position_embeddings", None)
+        return found if found is not None else getattr(self.network.config, "max_position_embeddings", None)
 
     @property
     def eos_ids(self) -> list[int]:
         """Tokens that end a text."""
-        for holder in (self.network.generation_config, self.network.config, self.tokenizer):
+        settings = getattr(self.network, "generation_config", None)
+        for holder in (settings, self.network.config, _text_config(self.network), self.tokenizer):
             found = getattr(holder, "eos_token_id", None)
             if found is not None:
                 return [found] if isinstance(found, int) else list(found)
@@ -145,25 +129,24 @@ def load(
     placement = plan_placement(device)
     chosen_dtype = _dtype(dtype, placement.device)
     path = resolve_name(str(name))
-    notes: list[str] = []
-    stored = None
     with memory_explained(str(name), placement), quiet():
         if path.suffix == ".gguf":
             network, tokenizer = read_gguf(path, chosen_dtype, placement)
-            files = [path]
+            fingerprint = fingerprint_files([path], network.config.to_dict())
+            opened = Opened(network, tokenizer, fingerprint, stored_bytes([path]))
         else:
-            network, tokenizer, notes, stored = _read_folder(path, chosen_dtype, trust_remote_code, placement)
-            files = weight_files(path, network.config)
+            opened = open_checkpoint(path, chosen_dtype, trust_remote_code, placement)
+        network = opened.network
         if placement.device_map is None and not hasattr(network.config, "quantization_config"):
-            with _explained(f"{name} could not be moved to the device {placement.device}"):
+            with explained(f"{name} could not be moved to the device {placement.device}"):
                 network = network.to(placement.device)
         check_weights(network, str(name))
-        fingerprint = fingerprint_files(files, network.config.to_dict())
-        model = _opened(str(name), network, tokenizer, fingerprint, notes)
-        model.weight_bytes = stored_bytes(files)
+        model = _opened(str(name), network, opened.tokenizer, opened.fingerprint, opened.notes)
+    model.weight_bytes = opened.num_bytes
     model.trust_remote_code = trust_remote_code
     model.spread = placement.device_map is not None
-    model.stored_dtype = stored
+    model.stored_dtype = opened.stored_dtype
+    model.source = path if path.is_dir() else None
     model.notes += remove_recorded(network, model.anatomy, model.name, path)
     return model
 
@@ -176,10 +159,42 @@ def wrap(network: Any, tokenizer: Any = None, name: str = "model") -> Model:
     Raises:
         PrunelensError: as `load` does for the model itself.
     """
+    _check_network(network, name)
     check_weights(network, name)
     model = _opened(name, network, tokenizer, fingerprint_model(network), [])
     model.weight_bytes = network_bytes(network)
     return model
+
+
+def _check_network(network: Any, name: str) -> None:
+    """Refuse what is no whole language model of transformers."""
+    if isinstance(network, torch.nn.Module):
+        check_no_adapter_layers(network, name)
+    if not isinstance(network, transformers.PreTrainedModel):
+        raise PrunelensError(
+            f"expected a causal language model of transformers, found {type(network).__name__}; open it with "
+            "AutoModelForCausalLM.from_pretrained"
+        )
+    with explained(f"{name} ({type(network).__name__}) could not be used as a causal language model"):
+        is_headless = not network.can_generate() and network.get_output_embeddings() is None
+        _check_ends(network, name)
+    if is_headless:
+        raise PrunelensError(
+            f"expected a causal language model, found {type(network).__name__}, which has no head over the vocabulary; "
+            "open it with AutoModelForCausalLM.from_pretrained"
+        )
+
+
+def _check_ends(network: Any, name: str) -> None:
+    """Refuse settings in memory under which a text ends with what is no token."""
+    rows = network.get_input_embeddings().weight.shape[0]
+    for holder in (getattr(network, "generation_config", None), network.config, _text_config(network)):
+        check_token_ids({"eos_token_id": getattr(holder, "eos_token_id", None)}, rows, f"the settings of {name}")
+
+
+def _text_config(network: Any) -> Any:
+    """The settings of the part that writes text; of most networks, all settings."""
+    return network.config.get_text_config(decoder=True)
 
 
 def _opened(name: str, network: Any, tokenizer: Any, fingerprint: str, notes: list[str]) -> Model:
@@ -192,38 +207,6 @@ def _opened(name: str, network: Any, tokenizer: Any, fingerprint: str, notes: li
     return Model(name, network, tokenizer, anatomy, fingerprint, notes)
 
 
-def read_gguf(path: Path, dtype: torch.dtype = torch.float32, placement: Placement = ON_CPU) -> tuple[Any, Any]:
-    """Read and dequantise a GGUF file: (network, tokenizer). Without a map of devices it stays on the CPU.
-
-    Raises:
-        PrunelensError: not a GGUF file, damaged, or an architecture transformers cannot read.
-    """
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise PrunelensError(f"expected a GGUF file, but {path} does not begin with GGUF; download it again")
-    if isinstance(placement.device_map, dict) and DISK in placement.device_map.values():
-        raise PrunelensError(
-            f"a map of devices cannot put parts of the GGUF file {path} on disk; pass --device auto, or convert it "
-            "to a folder of safetensors"
-        )
-    source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    what = f"{path} could not be read as a GGUF checkpoint, download it again or check its kind"
-    with quiet(), redirect_stderr(io.StringIO()), _explained(what):  # its progress bar knows no other switch
-        opener = functools.partial(
-            AutoModelForCausalLM.from_pretrained,
-            **source,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=dtype,
-            output_loading_info=True,
-        )
-        network, found = place(placement, opener)
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-    check_complete(found, path)
-    network.config.quantization_config = None
-    del network.config.quantization_config
-    return network, tokenizer
-
-
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -232,85 +215,3 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     if dtype not in DTYPES:
         raise PrunelensError(f"expected a dtype of {', '.join(DTYPES)}, found {dtype!r}")
     return DTYPES[dtype]
-
-
-def _read_folder(
-    path: Path, dtype: torch.dtype, trust: bool, placement: Placement
-) -> tuple[Any, Any, list[str], torch.dtype | None]:
-    check_files(path)
-    with _explained(f"{path} could not be opened as a causal language model"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
-    check_causal(config, path)
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else None
-    check_method(config, path)
-    quantized = method_of(config) is not None
-    more: dict[str, Any] = {}
-    if quantized:  # its scales are made for one dtype, and it is not moved once it is open
-        dtype = stored or dtype
-        more = {"device_map": {"": placement.device}} if placement.device_map is None else {}
-    with _explained(f"{path} could not be opened as a causal language model"):
-        opener = functools.partial(
-            AutoModelForCausalLM.from_pretrained,
-            path,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            **more,
-        )
-        with redirect_stderr(io.StringIO()) if quantized else nullcontext():  # progress bars without another switch
-            network, found = place(placement, opener)
-            notes = settle(network) if quantized else []
-    check_complete(found, path)
-    if found["unexpected_keys"]:
-        extra = sorted(map(str, found["unexpected_keys"]))
-        notes.append(f"{len(extra)} tensors in {path} are not read by the model ({', '.join(extra[:3])}, …)")
-    return network, _tokenizer(path, trust), notes, stored
-
-
-def _tokenizer(path: Path, trust: bool) -> Any:
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return None
-    with _explained(f"the tokenizer in {path} could not be opened"):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
-    add_processor_template(tokenizer, path)
-    return tokenizer
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    try:
-        yield
-    except PrunelensError:
-        raise
-    except Exception as error:  # libraries raise anything when they read a damaged or hostile file
-        if is_out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        hint = "; pass --trust-remote-code to run it" if "trust_remote_code" in str(error) else ""
-        if "on the meta device" in reason:
-            hint = "; the map of devices must put tied weights, often the embedding and the head, together"
-        raise PrunelensError(f"{what}: {reason}{hint}") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep progress bars and remarks of transformers and accelerate off the terminal while a model opens."""
-    remarks = logging.getLogger("accelerate")
-    level = remarks.level
-    remarks.setLevel(logging.ERROR)
-    verbosity = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        remarks.setLevel(level)
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()

@@ -1,7 +1,10 @@
 """Checkpoints that are quantised already: the library each needs, and what makes their networks ready to run."""
 
+import copy
 import importlib.util
 import logging
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import nn
 from prunelens.errors import PrunelensError
 from prunelens.models.probe import probe_ids
 from prunelens.models.proofs import TOLERANCE
+from prunelens.models.sizes import StoredTensor
 
 BITSANDBYTES = "bitsandbytes"
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -24,6 +28,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "quanto": ("optimum.quanto",),
 }
 """Modules that transformers imports to open a checkpoint of each method."""
+SCALES = re.compile(r"\.(weight|input|output)_(scale|zero_point|global_scale|g_idx)$")
+"""How compressed-tensors calls what it keeps beside a quantised weight."""
+PLAIN = ("F64", "F32", "F16", "BF16")
+"""What safetensors calls the dtypes of weights that are not quantised."""
 
 
 def method_of(config: Any) -> str | None:
@@ -60,6 +68,34 @@ def check_method(config: Any, path: Path) -> None:
             f"{path} is quantised by {method}, which needs {' and '.join(packages)} to open; install with "
             f"`pip install {' '.join(packages)}`"
         )
+
+
+def plain_modules(found: dict[str, Any], network: Any, tensors: Iterable[StoredTensor]) -> list[str]:
+    """Modules that a configuration counts as quantised though their weights are stored as plain numbers.
+
+    A head that is tied to the embedding is the common case: nothing is stored for it, so its scales are missing.
+
+    Args:
+        found: what transformers tells about the loading.
+        network: the network as it was opened.
+        tensors: what the weight files hold.
+    """
+    missing = set(map(str, found["missing_keys"]))
+    dtypes = {tensor.name: tensor.dtype for tensor in tensors}
+    tied = network.all_tied_weights_keys
+    lacking = sorted({name.rpartition(".")[0] for name in missing if SCALES.search(name)})
+    weights = {name: f"{name}.weight" for name in lacking}
+    return [name for name in lacking if dtypes.get(tied.get(weights[name], weights[name])) in PLAIN]
+
+
+def leave_plain(config: Any, modules: Sequence[str]) -> Any:
+    """A copy of a configuration of compressed-tensors that leaves these modules out of quantisation."""
+    config = copy.deepcopy(config)
+    for one in (config, config.get_text_config(decoder=True)):
+        values = getattr(one, "quantization_config", None)
+        if isinstance(values, dict):
+            values["ignore"] = sorted({*(values.get("ignore") or ()), *modules})
+    return config
 
 
 def settle(network: Any) -> list[str]:

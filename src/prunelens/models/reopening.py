@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from prunelens.errors import PrunelensError
+from prunelens.models.auto_class import auto_class_of
 from prunelens.models.loading import Model
 
 NUM_TOKENS = 32
@@ -28,7 +29,8 @@ def logits_on_reopening(folder: Path, model: Model, finished: bool) -> Tensor:
     """
     place: dict[str, Any] = {"device_map": {"": model.device}} if finished else {}
     try:
-        opened: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        opened: Any = auto_class_of(config, model.trust_remote_code).from_pretrained(
             folder,
             dtype=model.dtype,
             attn_implementation=model.network.config._attn_implementation,

@@ -1,6 +1,9 @@
 """How many bytes weights take, quantised ones as they really are stored."""
 
+import json
+import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -54,3 +57,42 @@ def network_bytes(network: nn.Module) -> int:
 def stored_bytes(files: Iterable[Path]) -> int:
     """Bytes of weight files: safetensors or GGUF."""
     return sum(file.stat().st_size for file in files)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What the header of a safetensors file says of one tensor: its name and shape, and where its bytes are."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in the file."""
+        return self.end - self.begin
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+def stored_tensors(path: Path) -> list[StoredTensor]:
+    """The tensors of a safetensors file that has been checked, without reading their numbers."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    found = []
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = (8 + length + offset for offset in entry["data_offsets"])
+            found.append(StoredTensor(name, entry["dtype"], tuple(entry["shape"]), begin, end))
+    return found
+
+
+def stored_in(files: Iterable[Path]) -> list[StoredTensor]:
+    """The tensors of several such files."""
+    return [tensor for file in files for tensor in stored_tensors(file)]

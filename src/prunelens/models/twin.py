@@ -33,6 +33,7 @@ def twin_of(model: Model, name: str | None = None) -> Model:
         model.fingerprint,
         trust_remote_code=model.trust_remote_code,
         spread=model.spread,
+        source=model.source,
     )
 
 

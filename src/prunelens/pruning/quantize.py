@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, quiet
+from prunelens.models.loading import Model
+from prunelens.models.opening import quiet
 from prunelens.models.probe import probe_ids
 from prunelens.models.taps import decoder_of, run_decoder
 from prunelens.pruning.matrices import find_weights
@@ -80,8 +81,9 @@ def save_quantized(plain: Path, target: Path, to: Format) -> None:
         target: an empty folder to fill.
         to: the format.
     """
-    from transformers import AutoModelForCausalLM, TorchAoConfig
+    from transformers import TorchAoConfig
 
+    from prunelens.models.auto_class import auto_class_of
     from prunelens.models.loading import load
 
     opened = load(plain)
@@ -89,11 +91,10 @@ def save_quantized(plain: Path, target: Path, to: Format) -> None:
     others = [name for name, module in opened.network.named_modules() if isinstance(module, nn.Linear)]
     config = TorchAoConfig(_config(to), modules_to_not_convert=[name for name in others if name not in chosen])
     dtype = opened.stored_dtype or opened.dtype
+    auto = auto_class_of(opened.network.config, opened.trust_remote_code)
     del opened
     with quiet():
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            plain, quantization_config=config, device_map="cpu", dtype=dtype
-        )
+        network: Any = auto.from_pretrained(plain, quantization_config=config, device_map="cpu", dtype=dtype)
         network.save_pretrained(target)
     for file in plain.iterdir():
         if not (target / file.name).exists() and not file.name.startswith("model"):

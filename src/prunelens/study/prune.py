@@ -9,7 +9,8 @@ from prunelens.errors import PrunelensError
 from prunelens.models.carrying import bias_parameters
 from prunelens.models.export import LAYOUTS, NUM_STEPS, WHAT, export, is_export
 from prunelens.models.folders import check_target, probe_target
-from prunelens.models.loading import Model, quiet
+from prunelens.models.loading import Model
+from prunelens.models.opening import quiet
 from prunelens.models.quantized import method_of
 from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.repair_files import REPAIRS
@@ -25,6 +26,7 @@ from prunelens.study.result import Comparison
 from prunelens.study.settings import Reporter, silent
 
 OTHER_TEXTS = "what was found is of the recipe with --calibration {}, this checkpoint was made with {}"
+ONLY_TEXT = "{} reads more than text: its other parts are saved unchanged, and only what it makes of text was checked"
 NEEDS_US = f"its repairs lie in {REPAIRS} and are read by prunelens alone; other programs load it without them"
 
 
@@ -98,13 +100,8 @@ def prune(
         carried = bias_parameters(stored.model, stored.drop, stored.repairs)
     finish = _Quantizer(stored, carried, quantized) if quantized else None
     in_weights = len(carried) == len(stored.repairs)
-    notes = (
-        *model.notes,
-        *about,
-        *plain.notes,
-        *(finish.notes if finish else ()),
-        *(() if in_weights else (NEEDS_US,)),
-    )
+    whole = (*(finish.notes if finish else ()), *(() if in_weights else (NEEDS_US,)), *_about_other_inputs(model))
+    notes = (*model.notes, *about, *plain.notes, *whole)
     exported = export(
         stored.model,
         target,
@@ -148,6 +145,12 @@ def check_request(recipe: Recipe, target: Path, layout: str) -> None:
         raise PrunelensError(
             f"--format {layout} cannot hold repairs other than repair:folded; leave one of the two out"
         )
+
+
+def _about_other_inputs(model: Model) -> list[str]:
+    """A remark on a model that reads more than text."""
+    config = model.network.config
+    return [] if config.get_text_config(decoder=True) is config else [ONLY_TEXT.format(model.name)]
 
 
 def _check_dense(model: Model) -> None:
@@ -221,8 +224,17 @@ def _in_stored_dtype(changed: Model, dense: Model) -> Model:
         if value is not None and value.is_floating_point():
             set_weight(module, name, value.to(dtype))
     twin.network.tie_weights()
-    twin.network.config.dtype = dtype
+    _say_dtype(twin.network.config, dtype)
     return twin
+
+
+def _say_dtype(config: Any, dtype: Any) -> None:
+    """Write a dtype into a configuration and those inside it."""
+    config.dtype = dtype
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if part is not None:
+            _say_dtype(part, dtype)
 
 
 def _findings(

@@ -10,7 +10,8 @@ from io import StringIO
 from typing import Any
 
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, quiet
+from prunelens.models.loading import Model
+from prunelens.models.opening import quiet
 from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, Metric, Scored, in_subset, nearest, suite_folder
 
 SHORT_TOKENS = 32

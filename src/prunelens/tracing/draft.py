@@ -14,7 +14,8 @@ import torch
 from transformers import GenerationConfig
 
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, quiet
+from prunelens.models.loading import Model
+from prunelens.models.opening import quiet
 from prunelens.models.surgery import NOTHING, remove
 from prunelens.models.twin import twin_of
 from prunelens.models.variant import Variant
