@@ -7,6 +7,7 @@ nothing is believed before the stream, the logits and causality have been checke
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -15,6 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from prunelens.errors import PrunelensError
+from prunelens.models.batches import Batching
+from prunelens.models.manner import Manner, prove_manner
+from prunelens.models.placement import is_out_of_memory
+from prunelens.models.positions import longest_alike, watched_positions
 from prunelens.models.probe import Chain, Seen, find_chains, probe_ids, same, watch
 from prunelens.models.proofs import (
     UnprovedError,
@@ -26,7 +31,7 @@ from prunelens.models.proofs import (
     keeps_zeros,
     solve_scales,
 )
-from prunelens.models.taps import decoder_of, head_of
+from prunelens.models.taps import decoder_of, head_of, run_decoder
 
 Kind = Literal["attention", "mlp"]
 KINDS = (["attention", "mlp"], ["mlp", "attention"], ["attention"], ["mlp"])
@@ -103,7 +108,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of a causal decoder, as found and proved on load."""
+    """The parts of a causal decoder, as found and proved on load.
+
+    Attributes:
+        decoder, final_norm, head: names of modules.
+        manner: how it is run so that a text's numbers are its own.
+    """
 
     decoder: str
     blocks: tuple[Block, ...]
@@ -111,6 +121,12 @@ class Anatomy:
     head: str
     hidden_size: int
     vocab_size: int
+    manner: Manner
+
+    @property
+    def batching(self) -> Batching:
+        """Which rows may share a batch."""
+        return self.manner.batching
 
     def sublayers(self, kind: Kind) -> list[Sublayer]:
         """All sublayers of one kind, in order of depth."""
@@ -124,11 +140,10 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     Raises:
         PrunelensError: not a causal decoder, or a part that does not rebuild; the class and the part are named.
     """
-    config: Any = model.config
-    family = f"{type(model).__name__} (family {config.model_type})"
+    config = getattr(model, "config", None)
+    family = f"{type(model).__name__} (family {getattr(config, 'model_type', 'unknown')})"
     try:
-        if config.is_encoder_decoder:
-            raise UnprovedError("expected a causal decoder, found an encoder with a decoder")
+        _check_kind(model, config)
         with torch.inference_mode():
             return _find_anatomy(model)
     except UnprovedError as fault:
@@ -136,20 +151,44 @@ def find_anatomy(model: nn.Module) -> Anatomy:
             f"{family}: {fault}; this is not supported, so compare causal language models of another family, "
             "or add this one (CONTRIBUTING.md says how)"
         ) from None
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as fault:
+    except Exception as fault:  # a family's own code may raise anything
+        if is_out_of_memory(fault):
+            raise
         raise PrunelensError(
-            f"{family}: expected to read a short text in {model.dtype}, found {str(fault).splitlines()[0]}; "
-            "try another dtype"
+            f"{family}: expected to read a short text in {model.dtype}, found {_one_line(fault)}; {_advice(fault)}"
         ) from fault
+
+
+def _check_kind(model: nn.Module, config: Any) -> None:
+    if config is None or not hasattr(model, "get_input_embeddings"):
+        raise UnprovedError("expected a transformers model, found a module without a configuration")
+    if config.is_encoder_decoder:
+        raise UnprovedError("expected a causal decoder, found an encoder with a decoder")
+    if not hasattr(model, "generate"):
+        raise UnprovedError("expected a model that writes text, found one without a language-model head")
+
+
+def _one_line(fault: Exception) -> str:
+    text = " ".join(str(fault).split())
+    return f"{type(fault).__name__}{': ' if text else ''}{text[:200]}"
+
+
+def _advice(fault: Exception) -> str:
+    """What may help: another dtype only where the fault speaks of one."""
+    if re.search(r"dtype|scalar type|\b(Half|Double|B?Float\w*)\b", str(fault)):
+        return "try another dtype"
+    return (
+        "its configuration or code does not run as a causal language model by itself, so open it as another class or "
+        "compare models of another family"
+    )
 
 
 def _find_anatomy(model: nn.Module) -> Anatomy:
     decoder = decoder_of(model)
     names = {module: name for name, module in model.named_modules()}
     ids = probe_ids(model)
-    check_causality(model, ids)
+    with watched_positions(decoder) as placings:
+        check_causality(model, ids, run_decoder(decoder, ids))
     layers = _find_layers(decoder, names)
     watched = [child for layer in layers for child in layer.children()]
     seen, hidden = watch(decoder, [*layers, *watched, *decoder.children()], ids)
@@ -157,7 +196,9 @@ def _find_anatomy(model: nn.Module) -> Anatomy:
     _check_stream(seen, layers, names)
     final_norm = _find_final_norm(seen, layers[-1], decoder, hidden, names)
     logits = check_head(model, head_of(model), ids, hidden)
-    check_replay(model, layers, ids, hidden)
+    check_replay(model, layers, [seen[layer].call.output for layer in layers], ids, hidden)
+    context_length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    manner = prove_manner(model, ids, longest_alike(placings, context_length), context_length)
     output = model.get_output_embeddings()  # type: ignore[operator]
     return Anatomy(
         decoder=names[decoder],
@@ -166,6 +207,7 @@ def _find_anatomy(model: nn.Module) -> Anatomy:
         head=names.get(output, "") if output is not None else "",
         hidden_size=hidden.shape[-1],
         vocab_size=logits.shape[-1],
+        manner=manner,
     )
 
 
@@ -184,7 +226,9 @@ def _find_layers(decoder: nn.Module, names: dict[nn.Module, str]) -> list[nn.Mod
 def _find_block(layer_idx: int, layer: nn.Module, seen: dict[nn.Module, Seen], names: dict[nn.Module, str]) -> Block:
     name = names[layer]
     if layer not in seen:
-        raise UnprovedError(f"expected decoder layer {name} to run, found that it does not")
+        raise UnprovedError(
+            f"expected decoder layer {name} to be given hidden states and to return them, found that it is not"
+        )
     whole = seen[layer]
     children = set(layer.children())
     chains = find_chains([one for module, one in seen.items() if module in children])

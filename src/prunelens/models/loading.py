@@ -188,7 +188,7 @@ def _opened(name: str, network: Any, tokenizer: Any, fingerprint: str, notes: li
             anatomy = find_anatomy(network)
     except PrunelensError as error:
         raise PrunelensError(f"{name}: {error}") from error
-    return Model(name, network, tokenizer, anatomy, fingerprint, notes)
+    return Model(name, network, tokenizer, anatomy, fingerprint, [*notes, *anatomy.manner.notes])
 
 
 def read_gguf(path: Path, dtype: torch.dtype = torch.float32, placement: Placement = ON_CPU) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ masks, position embeddings and the final norm are computed by the model itself a
 copied. The head works the same way: the model's own forward after the decoder, with given states.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +27,23 @@ class _GivenStates(BaseModelOutputWithPast):
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """The module that turns token ids into the states that enter the head."""
-    return model.get_decoder()  # type: ignore[operator]
+    """The module that turns token ids into the states that enter the head.
+
+    That is what the model says; where it names itself, another model with a head, or its head, it is the first
+    module inside that reads token ids and does not write.
+
+    Raises:
+        LookupError: there is none.
+    """
+    found = model.get_decoder()  # type: ignore[operator]
+    for module in (found, *found.modules(), *model.modules()):
+        if module is not model and not hasattr(module, "generate") and _reads_ids(module):
+            return module
+    raise LookupError(f"{type(model).__name__} has no decoder inside")
+
+
+def _reads_ids(module: nn.Module) -> bool:
+    return "input_ids" in inspect.signature(type(module).forward).parameters
 
 
 def run_decoder(decoder: nn.Module, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T d"]:
@@ -106,8 +122,8 @@ def replay_from(layers: Sequence[nn.Module], start: int, output: Any) -> Iterato
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The tensor itself, or the first item of a tuple if that is a tensor."""
-    if isinstance(value, tuple) and value:
+    """The tensor itself, or the first item of a tuple or list if that is a tensor."""
+    if isinstance(value, tuple | list) and value:
         value = value[0]
     return value if isinstance(value, Tensor) else None
 

@@ -95,7 +95,10 @@ def mask_weights(
                 _replace(weight, masker, None, found, step.pattern.group)
         return found
     sequences = with_tokens(sequences)
-    batches = [torch.tensor(batch, device=model.device) for batch in equal_batches(sequences, batch_tokens)]
+    batches = [
+        torch.tensor(batch, device=model.device)
+        for batch in equal_batches(sequences, batch_tokens, model.anatomy.batching)
+    ]
     outputs: list[Any] = [None] * len(batches)
     with torch.no_grad(), dropped(model.anatomy, drop, repairs), _eager_experts(model):
         for block in model.anatomy.blocks:

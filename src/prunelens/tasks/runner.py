@@ -71,7 +71,11 @@ def evaluate(
     chat_template: bool,
     started: Callable[[int], Advance],
 ) -> dict[str, list[dict[str, Any]]]:
-    """The harness's samples of each task, those of the given items in their order."""
+    """The harness's samples of each task, those of the given items in their order.
+
+    One request at a time where others in the batch would change a model's numbers.
+    """
+    batch_size = batch_size if model.anatomy.batching.is_free else 1
     network = model.network
     own = copy.deepcopy(network.generation_config)
     try:
