@@ -20,7 +20,7 @@ from prunelens.models.batches import Batching
 from prunelens.models.manner import Manner, prove_manner
 from prunelens.models.placement import is_out_of_memory
 from prunelens.models.positions import longest_alike, watched_positions
-from prunelens.models.probe import Chain, Seen, find_chains, probe_ids, same, watch
+from prunelens.models.probe import Chain, Seen, find_chains, last_calls, probe_ids, same, watch
 from prunelens.models.proofs import (
     UnprovedError,
     check_causality,
@@ -31,7 +31,7 @@ from prunelens.models.proofs import (
     keeps_zeros,
     solve_scales,
 )
-from prunelens.models.taps import decoder_of, head_of, run_decoder
+from prunelens.models.taps import Call, Returned, decoder_of, head_of, returned_by, run_decoder
 
 Kind = Literal["attention", "mlp"]
 KINDS = (["attention", "mlp"], ["mlp", "attention"], ["attention"], ["mlp"])
@@ -39,14 +39,11 @@ KINDS = (["attention", "mlp"], ["mlp", "attention"], ["attention"], ["mlp"])
 
 @dataclass(frozen=True)
 class Link:
-    """A module of a chain, the last dimension of what it returns, and of how many values.
-
-    `num_outputs` is 0 for a module that returns a tensor, else the length of the tuple it returns.
-    """
+    """A module of a chain, the last dimension of its hidden states, and what else it returns."""
 
     module: nn.Module
     width: int
-    num_outputs: int
+    returned: Returned
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Block:
     module: nn.Module
     layout: Literal["sequential", "parallel"]
     sublayers: tuple[Sublayer, ...]
-    num_outputs: int
+    returned: Returned
 
     def find(self, kind: Kind) -> Sublayer | None:
         """The sublayer of this kind, if the block has one."""
@@ -198,11 +195,12 @@ def _find_anatomy(model: nn.Module) -> Anatomy:
     logits = check_head(model, head_of(model), ids, hidden)
     check_replay(model, layers, [seen[layer].call.output for layer in layers], ids, hidden)
     context_length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    manner = prove_manner(model, ids, longest_alike(placings, context_length), context_length)
+    with last_calls(module for module, one in seen.items() if returned_by(one.call).num_outputs > 1) as calls:
+        manner = prove_manner(model, ids, longest_alike(placings, context_length), context_length)
     output = model.get_output_embeddings()  # type: ignore[operator]
     return Anatomy(
         decoder=names[decoder],
-        blocks=blocks,
+        blocks=_with_states(blocks, calls),
         final_norm=final_norm,
         head=names.get(output, "") if output is not None else "",
         hidden_size=hidden.shape[-1],
@@ -245,7 +243,7 @@ def _find_block(layer_idx: int, layer: nn.Module, seen: dict[nn.Module, Seen], n
         )
     parallel = len(chains) == 2 and same(chains[0].source, chains[1].source)
     _check_middle(source, chains, scales, parallel, name)
-    return Block(layer_idx, name, layer, "parallel" if parallel else "sequential", found, whole.num_outputs)
+    return Block(layer_idx, name, layer, "parallel" if parallel else "sequential", found, returned_by(whole.call))
 
 
 def _with_scales(blocks: list[Block]) -> tuple[Block, ...]:
@@ -257,6 +255,18 @@ def _with_scales(blocks: list[Block]) -> tuple[Block, ...]:
         return replace(part, scale=same[0] if same else 1.0) if math.isnan(part.scale) else part
 
     return tuple(replace(block, sublayers=tuple(map(settled, block.sublayers))) for block in blocks)
+
+
+def _with_states(blocks: tuple[Block, ...], calls: dict[nn.Module, Call]) -> tuple[Block, ...]:
+    """With the states that modules carry from token to token, which show only where a text is written."""
+
+    def settled(holder: Any) -> Any:
+        return replace(holder, returned=returned_by(calls[holder.module])) if holder.module in calls else holder
+
+    def part_settled(part: Sublayer) -> Sublayer:
+        return replace(part, links=tuple(map(settled, part.links)))
+
+    return tuple(replace(settled(block), sublayers=tuple(map(part_settled, block.sublayers))) for block in blocks)
 
 
 def _check_middle(source: Tensor, chains: list[Chain], scales: list[float], parallel: bool, name: str) -> None:
@@ -282,7 +292,7 @@ def _describe(layer_idx: int, chain: Chain, chains: list[Chain], scale: float, n
         name="+".join([names[heavy[0].module], *(names[link.module].rsplit(".", 1)[-1] for link in heavy[1:])]),
         module=_dropping_module(chain, max(heavy, key=lambda link: link.num_parameters)),
         norms=tuple(names[link.module] for link in norms),
-        links=tuple(Link(link.module, link.value.shape[-1], link.num_outputs) for link in links),
+        links=tuple(Link(link.module, link.value.shape[-1], returned_by(link.call)) for link in links),
         body=tuple(link.module for link in heavy),
         scale=scale,
         residual_at=chain.residual_at,

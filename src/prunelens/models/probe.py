@@ -1,6 +1,7 @@
 """Watch one short pass of a decoder: what each module read and wrote, and the chains they form inside a block."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +27,6 @@ class Seen:
     source: Tensor
     result: Tensor
     value: Tensor
-
-    @property
-    def num_outputs(self) -> int:
-        """0 for a tensor, else the length of the tuple it returned."""
-        return len(self.call.output) if isinstance(self.call.output, tuple) else 0
 
     @property
     def num_parameters(self) -> int:
@@ -91,6 +87,22 @@ def watch(decoder: nn.Module, modules: Iterable[nn.Module], ids: Tensor) -> tupl
         for handle in handles:
             handle.remove()
     return seen, hidden
+
+
+@contextmanager
+def last_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Call]]:
+    """Keep the last run of each module while the body runs the model."""
+    calls: dict[nn.Module, Call] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        calls[module] = Call(args, kwargs, output)
+
+    handles = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def same(left: Tensor, right: Tensor) -> bool:

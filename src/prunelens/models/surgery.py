@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from prunelens.models.anatomy import Anatomy, Block, Link, Sublayer
 from prunelens.models.placement import counted_parameters
-from prunelens.models.repairs import NAME, Beside, Repair, Seat, as_returned, find_repair
+from prunelens.models.repairs import NAME, Beside, Repair, Seat, find_repair
 from prunelens.models.taps import Call, input_tensor, replaced_forward
 
 
@@ -170,7 +170,7 @@ def _seated(block: Block, part: Sublayer, repair: Repair) -> dict[nn.Module, Cal
     """Forwards that put a repair in the place of a sublayer; what it reads is normed as before."""
     links = part.links[part.chain.index(part.body[0]) :]
     first, last = links[0].module, links[-1].module
-    seat = Seat(repair, _nothing(links[0], part), part.residual_at, part.scale, links[-1].num_outputs)
+    seat = Seat(repair, _nothing(links[0], part), part.residual_at, part.scale, links[-1].returned)
     forwards = {link.module: _nothing(link, part) if link.module in part.body else _unchanged(link) for link in links}
     own = own_modules(block, part.kind)
     forwards = {module: forward for module, forward in forwards.items() if module in own}
@@ -183,7 +183,7 @@ def _unchanged(link: Link) -> Callable[..., Any]:
     """What stands for a norm or an activation of a sublayer that is out."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return as_returned(input_tensor(args, kwargs), link.num_outputs)
+        return link.returned.around(input_tensor(args, kwargs), args, kwargs)
 
     return forward
 
@@ -197,9 +197,9 @@ def _nothing(link: Link, part: Sublayer) -> Callable[..., Any]:
         if part.kind == "attention":
             _tell_cache(hidden_states, args, kwargs, layer_idx)
         if part.adds_residual and link.module is part.module:
-            return as_returned(Call(args, kwargs, None).arguments[part.residual_at], link.num_outputs)
+            return link.returned.around(Call(args, kwargs, None).arguments[part.residual_at], args, kwargs)
         zeros = hidden_states.new_zeros(*hidden_states.shape[:-1], link.width)
-        return as_returned(zeros, link.num_outputs)
+        return link.returned.around(zeros, args, kwargs)
 
     return forward
 
@@ -214,7 +214,7 @@ def _identity(block: Block) -> Callable[..., Any]:
         assert hidden_states is not None
         if attention is not None:
             _tell_cache(hidden_states, args, kwargs, layer_idx)
-        return as_returned(hidden_states, block.num_outputs)
+        return block.returned.around(hidden_states, args, kwargs)
 
     return forward
 
