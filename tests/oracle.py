@@ -486,6 +486,34 @@ def zeroed(
     return result
 
 
+def emptied(model: Any, names: Iterable[str]) -> Any:
+    """A deep copy in which these modules compute nothing: every weight and bias inside is zero.
+
+    `a.b.fc1+fc2` names the modules `a.b.fc1` and `a.b.fc2`.
+    """
+    result = copy.deepcopy(model)
+    for name in names:
+        first, *others = name.split("+")
+        parent = first.rpartition(".")[0]
+        for module in (first, *(f"{parent}.{other}" for other in others)):
+            for weight in result.get_submodule(module).parameters():
+                weight.data.zero_()
+    return result
+
+
+def written_alone(
+    model: Any, prompt_ids: Sequence[int], max_new_tokens: int, eos_ids: Collection[int] = ()
+) -> tuple[list[int], torch.Tensor]:
+    """The greedy continuation of one prompt by whole passes, and the logits [steps, V] that chose each token."""
+    written: list[int] = []
+    logits: list[torch.Tensor] = []
+    while len(written) < max_new_tokens and not (written and written[-1] in eos_ids):
+        with torch.no_grad():
+            logits.append(model(input_ids=torch.tensor([[*prompt_ids, *written]]), use_cache=False).logits[0, -1])
+        written.append(_top(_float64(logits[-1]), 1)[0])
+    return written, torch.stack(logits)
+
+
 def _first(output: Any) -> torch.Tensor:
     """The hidden states of a module that returns them alone or first in a tuple."""
     hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output

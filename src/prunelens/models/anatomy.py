@@ -20,7 +20,7 @@ from prunelens.models.batches import Batching
 from prunelens.models.manner import Manner, prove_manner
 from prunelens.models.placement import is_out_of_memory
 from prunelens.models.positions import longest_alike, watched_positions
-from prunelens.models.probe import Chain, Seen, find_chains, last_calls, probe_ids, same, watch
+from prunelens.models.probe import Chain, Seen, find_chains, probe_ids, same, watch, watched_states
 from prunelens.models.proofs import (
     UnprovedError,
     check_causality,
@@ -31,7 +31,7 @@ from prunelens.models.proofs import (
     keeps_zeros,
     solve_scales,
 )
-from prunelens.models.taps import Call, Returned, decoder_of, head_of, returned_by, run_decoder
+from prunelens.models.taps import Returned, decoder_of, head_of, returned_by, run_decoder
 
 Kind = Literal["attention", "mlp"]
 KINDS = (["attention", "mlp"], ["mlp", "attention"], ["attention"], ["mlp"])
@@ -195,12 +195,12 @@ def _find_anatomy(model: nn.Module) -> Anatomy:
     logits = check_head(model, head_of(model), ids, hidden)
     check_replay(model, layers, [seen[layer].call.output for layer in layers], ids, hidden)
     context_length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    with last_calls(module for module, one in seen.items() if returned_by(one.call).num_outputs > 1) as calls:
+    with watched_states(module for module, one in seen.items() if returned_by(one.call).num_outputs > 1) as states:
         manner = prove_manner(model, ids, longest_alike(placings, context_length), context_length)
     output = model.get_output_embeddings()  # type: ignore[operator]
     return Anatomy(
         decoder=names[decoder],
-        blocks=_with_states(blocks, calls),
+        blocks=_with_states(blocks, states),
         final_norm=final_norm,
         head=names.get(output, "") if output is not None else "",
         hidden_size=hidden.shape[-1],
@@ -257,11 +257,11 @@ def _with_scales(blocks: list[Block]) -> tuple[Block, ...]:
     return tuple(replace(block, sublayers=tuple(map(settled, block.sublayers))) for block in blocks)
 
 
-def _with_states(blocks: tuple[Block, ...], calls: dict[nn.Module, Call]) -> tuple[Block, ...]:
+def _with_states(blocks: tuple[Block, ...], states: dict[nn.Module, Returned]) -> tuple[Block, ...]:
     """With the states that modules carry from token to token, which show only where a text is written."""
 
     def settled(holder: Any) -> Any:
-        return replace(holder, returned=returned_by(calls[holder.module])) if holder.module in calls else holder
+        return replace(holder, returned=states.get(holder.module, holder.returned))
 
     def part_settled(part: Sublayer) -> Sublayer:
         return replace(part, links=tuple(map(settled, part.links)))

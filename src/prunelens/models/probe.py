@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunelens.models.placement import input_device
 from prunelens.models.proofs import is_close
-from prunelens.models.taps import Call, first_tensor, run_decoder
+from prunelens.models.taps import Call, Returned, first_tensor, returned_by, run_decoder
 
 PROBE_LENGTH = 8
 
@@ -90,16 +90,18 @@ def watch(decoder: nn.Module, modules: Iterable[nn.Module], ids: Tensor) -> tupl
 
 
 @contextmanager
-def last_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Call]]:
-    """Keep the last run of each module while the body runs the model."""
-    calls: dict[nn.Module, Call] = {}
+def watched_states(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Returned]]:
+    """Note which modules are given a state and return it, while the body lets the model write."""
+    found: dict[nn.Module, Returned] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls[module] = Call(args, kwargs, output)
+        returned = returned_by(Call(args, kwargs, output))
+        if any(place is not None for place in returned.states):
+            found[module] = returned
 
     handles = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
     try:
-        yield calls
+        yield found
     finally:
         for handle in handles:
             handle.remove()

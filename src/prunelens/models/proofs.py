@@ -27,6 +27,11 @@ def tolerating(share: float) -> Iterator[None]:
         _AT_LEAST.reset(before)
 
 
+def tolerated() -> float:
+    """The share that is taken for rounding beyond that of a dtype; 0 outside of `tolerating`."""
+    return _AT_LEAST.get()
+
+
 def _tolerance(*dtypes: torch.dtype) -> float:
     return max(_AT_LEAST.get(), *(TOLERANCE.get(dtype, 0.1) for dtype in dtypes))
 
