@@ -58,6 +58,8 @@ SMALL: dict[str, Any] = {
     "mamba_n_groups": 2,
     "n_groups": 2,
     "n_group": 2,
+    "num_expert_group": 2,
+    "num_experts_per_token": 2,
     "topk_group": 1,
     "n_shared_experts": 1,
     "pad_token_id": 0,

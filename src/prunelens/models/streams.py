@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunelens.models.anatomy import Block, Sublayer
+from prunelens.models.parts import Block, Sublayer
 from prunelens.models.taps import Call, first_tensor
 
 

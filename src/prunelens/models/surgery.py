@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from prunelens.models.anatomy import Anatomy, Block, Link, Sublayer
+from prunelens.models.anatomy import Anatomy
+from prunelens.models.parts import Block, Link, Sublayer
 from prunelens.models.placement import counted_parameters
 from prunelens.models.repairs import NAME, Beside, Repair, Seat, find_repair
 from prunelens.models.taps import Call, input_tensor, replaced_forward

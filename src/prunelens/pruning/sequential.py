@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunelens.models.anatomy import Block
 from prunelens.models.batches import equal_batches, with_tokens
 from prunelens.models.loading import Model
+from prunelens.models.parts import Block
 from prunelens.models.repairs import Repair
 from prunelens.models.spans import run_span
 from prunelens.models.surgery import NOTHING, Drop, dropped
