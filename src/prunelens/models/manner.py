@@ -104,17 +104,22 @@ def _decode(model: Any, prompts: list[list[int]], cached: bool) -> tuple[Tensor,
 
 
 def _reads_beside(model: Any, text: list[int], other: list[int], expected: Tensor) -> bool:
-    ids, _ = pad_right([text, other], expected.device)
-    return is_close(run_decoder(decoder_of(model), ids)[0, : len(text)], expected)
+    """Whether a text has the same states before and after another in a batch."""
+    ids, _ = pad_right([text, other, text], expected.device)
+    states = run_decoder(decoder_of(model), ids)[:, : len(text)]
+    return is_close(states[0], expected) and is_close(states[2], expected)
 
 
 def _writes_beside(model: Any, short: list[int], long: list[int], cached: bool) -> bool:
-    """Whether two prompts are continued side by side as they are read alone; a model that cannot does not."""
+    """Whether prompts are continued side by side as they are read alone; a model that cannot does not."""
     try:
-        written, states = _decode(model, [short, long], cached)
+        written, states = _decode(model, [short, long, short], cached)
     except Exception as fault:
         if is_out_of_memory(fault):
             raise
         return False
-    texts = ([*prompt, *row[:-1]] for prompt, row in zip((short, long), written.tolist(), strict=True))
-    return all(is_close(own, _read(model, text)[-NEW_TOKENS:]) for text, own in zip(texts, states, strict=True))
+    rows = written.tolist()
+    if rows[0] != rows[2] or not is_close(states[2], states[0]):
+        return False
+    texts = ([*prompt, *row[:-1]] for prompt, row in zip((short, long), rows[:2], strict=True))
+    return all(is_close(own, _read(model, text)[-NEW_TOKENS:]) for text, own in zip(texts, states[:2], strict=True))
