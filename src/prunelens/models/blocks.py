@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelens.models.parts import Block, Link, Sublayer
+from prunelens.models.parts import Block, Kind, Link, Sublayer
 from prunelens.models.probe import Chain, Seen, find_chains, same
 from prunelens.models.proofs import UnprovedError, expect_close, is_position_wise, keeps_zeros, solve_scales
 from prunelens.models.taps import Returned, returned_by
@@ -31,25 +31,26 @@ def find_block(layer_idx: int, layer: nn.Module, seen: dict[nn.Module, Seen], na
     chains = find_chains([one for module, one in seen.items() if module in children])
     source = whole.source.to(whole.value.device)  # the layer before may be on another device
     scales = solve_scales(source, whole.value, [chain.contribution for chain in chains], name)
-    found = tuple(
-        _describe(layer_idx, chain, chains, scale, names) for chain, scale in zip(chains, scales, strict=True)
-    )
+    groups = _grouped(chains, [_kind(chain, [other for other in chains if other is not chain]) for chain in chains])
+    found = tuple(_joined(layer_idx, group, chains, scales, names) for group in groups)
     kinds = [part.kind for part in found]
     if kinds not in KINDS:
         raise UnprovedError(
             f"expected at most one attention and one MLP in {name}, "
             f"found {', '.join(f'{part.kind} {part.name}' for part in found)}"
         )
-    parallel = len(chains) == 2 and same(chains[0].source, chains[1].source)
-    _check_middle(source, chains, scales, parallel, name)
+    parallel = len(groups) == 2 and same(chains[groups[0][0]].source, chains[groups[1][0]].source)
+    _check_middle(source, [[(chains[at], scales[at]) for at in group] for group in groups], parallel, name)
     return Block(layer_idx, name, layer, "parallel" if parallel else "sequential", found, returned_by(whole.call))
 
 
 def with_scales(blocks: list[Block]) -> tuple[Block, ...]:
     """With the factor that other blocks know for a sublayer whose own zeros tell none."""
-    known = [part for block in blocks for part in block.sublayers if not math.isnan(part.scale)]
+    strands = [strand for block in blocks for part in block.sublayers for strand in part.strands]
+    known = [strand for strand in strands if not math.isnan(strand.scale)]
 
     def settled(part: Sublayer) -> Sublayer:
+        part = replace(part, beside=tuple(map(settled, part.beside)))
         same = [one.scale for one in known if one.kind == part.kind] or [one.scale for one in known]
         return replace(part, scale=same[0] if same else 1.0) if math.isnan(part.scale) else part
 
@@ -63,30 +64,77 @@ def with_states(blocks: tuple[Block, ...], states: dict[nn.Module, Returned]) ->
         return replace(holder, returned=states.get(holder.module, holder.returned))
 
     def part_settled(part: Sublayer) -> Sublayer:
-        return replace(part, links=tuple(map(settled, part.links)))
+        beside = tuple(map(part_settled, part.beside))
+        return replace(part, links=tuple(map(settled, part.links)), beside=beside)
 
     return tuple(replace(settled(block), sublayers=tuple(map(part_settled, block.sublayers))) for block in blocks)
 
 
-def _check_middle(source: Tensor, chains: list[Chain], scales: list[float], parallel: bool, name: str) -> None:
+def _check_middle(source: Tensor, groups: list[list[tuple[Chain, float]]], parallel: bool, name: str) -> None:
     """Each chain reads the stream as the ones before left it, and knows no other factor than 1 if it adds inside."""
     stream = source
-    for chain, scale in zip(chains, scales, strict=True):
-        expect_close(chain.source.reshape(stream.shape), stream, f"residual stream inside {name}")
-        if chain.residual_at is not None and (parallel or not (scale == 1 or math.isnan(scale))):
-            raise UnprovedError(f"expected {name} to use a stream that its parts return, found that it changes it")
-        if not parallel and not math.isnan(scale):
-            stream = stream + scale * chain.contribution.reshape(stream.shape)
+    for group in groups:
+        for chain, scale in group:
+            expect_close(chain.source.reshape(stream.shape), stream, f"residual stream inside {name}")
+            alone = not parallel and len(group) == 1
+            if chain.residual_at is not None and not (alone and (scale == 1 or math.isnan(scale))):
+                raise UnprovedError(f"expected {name} to use a stream that its parts return, found that it changes it")
+        if not parallel:
+            parts = [
+                scale * chain.contribution.reshape(stream.shape) for chain, scale in group if not math.isnan(scale)
+            ]
+            stream = sum(parts, stream)
 
 
-def _describe(layer_idx: int, chain: Chain, chains: list[Chain], scale: float, names: dict[nn.Module, str]) -> Sublayer:
-    shared = [link for other in chains if other is not chain for link in other.links]
-    links = chain.links
-    heavy = [link for link in links if link.has_matrices and link not in shared] or [links[-1]]
+def _grouped(chains: list[Chain], kinds: list[Kind]) -> list[list[int]]:
+    """Which chains make one sublayer: those of one kind that read the same tensor."""
+    groups: list[list[int]] = []
+    for at, chain in enumerate(chains):
+        mates = (
+            group for group in groups if kinds[group[0]] == kinds[at] and same(chains[group[0]].source, chain.source)
+        )
+        group = next(mates, None)
+        if group is None:
+            groups.append([at])
+        else:
+            group.append(at)
+    return groups
+
+
+def _joined(
+    layer_idx: int, group: list[int], chains: list[Chain], scales: list[float], names: dict[nn.Module, str]
+) -> Sublayer:
+    """One sublayer of the chains of a group, the one with most parameters first."""
+    others = [chain for at, chain in enumerate(chains) if at not in group]
+    strands = [_describe(layer_idx, chains[at], others, scales[at], names) for at in group]
+    main = max(strands, key=lambda strand: sum(w.numel() for module in strand.body for w in module.parameters()))
+    beside = tuple(strand for strand in strands if strand is not main)
+    return replace(
+        main,
+        name="+".join([main.name, *(strand.name.rsplit(".", 1)[-1] for strand in beside)]),
+        norms=tuple(dict.fromkeys(norm for strand in (main, *beside) for norm in strand.norms)),
+        body=(*main.body, *(module for strand in beside for module in strand.body)),
+        beside=beside,
+    )
+
+
+def _heavy(chain: Chain, others: list[Chain]) -> list[Seen]:
+    """The modules of a chain that compute with matrices and belong to no other chain, or its end."""
+    shared = [link for other in others for link in other.links]
+    return [link for link in chain.links if link.has_matrices and link not in shared] or [chain.links[-1]]
+
+
+def _kind(chain: Chain, others: list[Chain]) -> Kind:
+    return "mlp" if all(_is_position_wise(link, chain) for link in _heavy(chain, others)) else "attention"
+
+
+def _describe(layer_idx: int, chain: Chain, others: list[Chain], scale: float, names: dict[nn.Module, str]) -> Sublayer:
+    shared = [link for other in others for link in other.links]
+    links, heavy = chain.links, _heavy(chain, others)
     first, last = links.index(heavy[0]), links.index(heavy[-1])
     norms = [link for link in (*links[:first], *links[last + 1 :]) if link not in shared]
     return Sublayer(
-        kind="mlp" if all(_is_position_wise(link, chain) for link in heavy) else "attention",
+        kind=_kind(chain, others),
         layer_idx=layer_idx,
         name="+".join([names[heavy[0].module], *(names[link.module].rsplit(".", 1)[-1] for link in heavy[1:])]),
         module=_dropping_module(chain, max(heavy, key=lambda link: link.num_parameters)),

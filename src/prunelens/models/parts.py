@@ -30,9 +30,11 @@ class Sublayer:
         module: drops the sublayer by returning zeros, or the residual where it adds that inside.
         norms: names of the norms that serve only this sublayer.
         links: from the module that reads the stream to the one whose output is added (norm, module, norm).
-        body: the modules that compute with matrices: one, or the two layers of an MLP that is no module.
+        body: the modules that compute with matrices: one, the two layers of an MLP that is no module, or one of
+            each chain.
         scale: what its output is multiplied by.
         residual_at: the argument, by position or name, in which the last module is given the stream it adds inside.
+        beside: what else of this kind reads the same tensor and adds to the same stream; it goes with the sublayer.
     """
 
     kind: Kind
@@ -44,11 +46,22 @@ class Sublayer:
     body: tuple[nn.Module, ...]
     scale: float
     residual_at: int | str | None = None
+    beside: tuple["Sublayer", ...] = ()
 
     @property
     def chain(self) -> tuple[nn.Module, ...]:
         """The modules of `links`."""
         return tuple(link.module for link in self.links)
+
+    @property
+    def strands(self) -> tuple["Sublayer", ...]:
+        """The sublayer's chains, each as a sublayer by itself."""
+        return (self, *self.beside)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The modules of all its chains, each once."""
+        return tuple(dict.fromkeys(module for strand in self.strands for module in strand.chain))
 
     @property
     def adds_residual(self) -> bool:
