@@ -436,6 +436,17 @@ _OUTPUTS: dict[str, tuple[str, str, str]] = {
         "self_attn.o_proj mamba.out_proj",
         "feed_forward.down_proj feed_forward.experts.down_proj",
     ),
+    "granitemoeshared": (
+        "model.layers",
+        "self_attn.o_proj",
+        "block_sparse_moe.experts.down_proj shared_mlp.output_linear",
+    ),
+    "granitemoehybrid": (
+        "model.layers",
+        "self_attn.o_proj mamba.out_proj",
+        "block_sparse_moe.experts.down_proj shared_mlp.output_linear",
+    ),
+    "falcon_h1": ("model.layers", "self_attn.o_proj mamba.out_proj", "feed_forward.down_proj"),
     "mamba": ("backbone.layers", "mixer.out_proj", ""),
     "mamba2": ("backbone.layers", "mixer.out_proj", ""),
 }

@@ -30,6 +30,7 @@ def find_block(layer_idx: int, layer: nn.Module, seen: dict[nn.Module, Seen], na
     children = set(layer.children())
     chains = find_chains([one for module, one in seen.items() if module in children])
     source = whole.source.to(whole.value.device)  # the layer before may be on another device
+    _check_widths(chains, source, names)
     scales = solve_scales(source, whole.value, [chain.contribution for chain in chains], name)
     groups = _grouped(chains, [_kind(chain, [other for other in chains if other is not chain]) for chain in chains])
     found = tuple(_joined(layer_idx, group, chains, scales, names) for group in groups)
@@ -42,6 +43,17 @@ def find_block(layer_idx: int, layer: nn.Module, seen: dict[nn.Module, Seen], na
     parallel = len(groups) == 2 and same(chains[groups[0][0]].source, chains[groups[1][0]].source)
     _check_middle(source, [[(chains[at], scales[at]) for at in group] for group in groups], parallel, name)
     return Block(layer_idx, name, layer, "parallel" if parallel else "sequential", found, returned_by(whole.call))
+
+
+def _check_widths(chains: list[Chain], source: Tensor, names: dict[nn.Module, str]) -> None:
+    """Every end of a chain adds to the stream, so it has the stream's shape."""
+    for chain in chains:
+        end = chain.links[-1]
+        if end.value.numel() != source.numel():
+            raise UnprovedError(
+                f"expected {names[end.module]} to be read by another module or to add to a residual stream of shape "
+                f"{tuple(source.shape)}, found that it returns {tuple(end.value.shape)}"
+            )
 
 
 def with_scales(blocks: list[Block]) -> tuple[Block, ...]:
@@ -80,20 +92,16 @@ def _check_middle(source: Tensor, groups: list[list[tuple[Chain, float]]], paral
             if chain.residual_at is not None and not (alone and (scale == 1 or math.isnan(scale))):
                 raise UnprovedError(f"expected {name} to use a stream that its parts return, found that it changes it")
         if not parallel:
-            parts = [
-                scale * chain.contribution.reshape(stream.shape) for chain, scale in group if not math.isnan(scale)
-            ]
-            stream = sum(parts, stream)
+            told = [(chain, scale) for chain, scale in group if not math.isnan(scale)]
+            stream = sum((scale * chain.contribution.reshape(stream.shape) for chain, scale in told), stream)
 
 
 def _grouped(chains: list[Chain], kinds: list[Kind]) -> list[list[int]]:
     """Which chains make one sublayer: those of one kind that read the same tensor."""
     groups: list[list[int]] = []
     for at, chain in enumerate(chains):
-        mates = (
-            group for group in groups if kinds[group[0]] == kinds[at] and same(chains[group[0]].source, chain.source)
-        )
-        group = next(mates, None)
+        alike = [group for group in groups if kinds[group[0]] == kinds[at]]
+        group = next((group for group in alike if same(chains[group[0]].source, chain.source)), None)
         if group is None:
             groups.append([at])
         else:
@@ -139,7 +147,10 @@ def _describe(layer_idx: int, chain: Chain, others: list[Chain], scale: float, n
         name="+".join([names[heavy[0].module], *(names[link.module].rsplit(".", 1)[-1] for link in heavy[1:])]),
         module=_dropping_module(chain, max(heavy, key=lambda link: link.num_parameters)),
         norms=tuple(names[link.module] for link in norms),
-        links=tuple(Link(link.module, link.value.shape[-1], returned_by(link.call)) for link in links),
+        links=tuple(
+            Link(link.module, link.value.shape[-1], returned_by(link.call), gain)
+            for link, gain in zip(links, chain.gains, strict=True)
+        ),
         body=tuple(link.module for link in heavy),
         scale=scale,
         residual_at=chain.residual_at,

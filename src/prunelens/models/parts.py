@@ -12,11 +12,15 @@ Kind = Literal["attention", "mlp"]
 
 @dataclass(frozen=True)
 class Link:
-    """A module of a chain, the last dimension of its hidden states, and what else it returns."""
+    """A module of a chain, the last dimension of its hidden states, and what else it returns.
+
+    `gain` is what the block multiplies the output of the link before by, where that is not read as it is.
+    """
 
     module: nn.Module
     width: int
     returned: Returned
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,6 +50,11 @@ class Chain:
 
     links: tuple[Seen, ...]
     residual_at: int | str | None = None
+
+    @property
+    def gains(self) -> tuple[float, ...]:
+        """For each module, what the output of the one before was multiplied by before it read that."""
+        return (1.0, *(_gain(before, after) or 1.0 for before, after in pairwise(self.links)))
 
     @property
     def source(self) -> Tensor:
@@ -125,7 +131,7 @@ def find_chains(seen: list[Seen]) -> list[Chain]:
     for one in seen:
         if one in adding:
             chains.append(adding[one])
-        elif not any(same(one.result, other.source) for other in seen):
+        elif not any(same(one.result, other.source) or _gain(one, other) is not None for other in seen):
             chains.append(Chain(_trace_back(one, [other for other in seen if other not in adding])))
     return chains
 
@@ -133,10 +139,24 @@ def find_chains(seen: list[Seen]) -> list[Chain]:
 def _trace_back(end: Seen, seen: list[Seen]) -> tuple[Seen, ...]:
     links = [end]
     while True:
-        before = [one for one in seen if one not in links and same(one.result, links[0].source)]
+        others = [one for one in seen if one not in links]
+        before = [one for one in others if same(one.result, links[0].source)]
+        before = before or [one for one in others if _gain(one, links[0]) is not None]
         if not before:
             return tuple(links)
         links.insert(0, before[0])
+
+
+def _gain(before: Seen, after: Seen) -> float | None:
+    """The number that turns what one module returned into what another read; None where there is none."""
+    if same(before.result, after.source):
+        return 1.0
+    if before.value.numel() != after.source.numel() or before is after:
+        return None
+    own, read = before.value.double().flatten(), after.source.double().flatten().to(before.value.device)
+    size = float(own @ own)
+    gain = float(own @ read) / size if size else 0.0
+    return gain if gain and is_close((gain * own).to(before.value.dtype), read.to(before.value.dtype)) else None
 
 
 def _residual_at(links: tuple[Seen, ...]) -> int | str | None:

@@ -37,8 +37,9 @@ class SublayerPass:
     def twin_after(self, twin: Sublayer) -> Tensor:
         """The stream with the output of another model's sublayer, run on the same input, (B, T, d)."""
         value = self.calls[0].source
-        for call, module in zip(self.calls, twin.chain, strict=True):
-            value = call.again(module, value.reshape(call.source.shape))
+        for call, link in zip(self.calls, twin.links, strict=True):
+            value = value if link.gain == 1 else value * link.gain
+            value = call.again(link.module, value.reshape(call.source.shape))
         same_scale = math.isclose(twin.scale, self.sublayer.scale, rel_tol=1e-4)  # each was solved for on its own
         after = (self.sublayer if same_scale else twin).add_to(
             self.before, value.reshape(self.before.shape).to(self.before.device)

@@ -34,7 +34,9 @@ class Variant:
         for left, right in zip(own.blocks, other.blocks, strict=True):
             if [part.kind for part in left.sublayers] != [part.kind for part in right.sublayers]:
                 return f"block {left.layer_idx} has other sublayers than the dense model's"
-            chains = [[len(part.chain) for part in block.sublayers] for block in (left, right)]
+            chains = [
+                [len(strand.chain) for part in block.sublayers for strand in part.strands] for block in (left, right)
+            ]
             if chains[0] != chains[1] or left.layout != right.layout:
                 return f"block {left.layer_idx} is put together in another way than the dense model's"
         return ""
