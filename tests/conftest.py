@@ -120,6 +120,23 @@ ALL_FAMILIES: dict[str, tuple[type, dict[str, Any]]] = FAMILIES | {
         | {"num_experts": 4, "expert_layer_period": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
         | {"mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False},
     ),
+    "granitemoeshared": (
+        transformers.GraniteMoeSharedConfig,
+        COMMON | {"num_local_experts": 4, "shared_intermediate_size": 24, "residual_multiplier": 0.22},
+    ),
+    "granitemoehybrid": (
+        transformers.GraniteMoeHybridConfig,
+        COMMON
+        | {"num_local_experts": 4, "shared_intermediate_size": 24, "residual_multiplier": 0.22, "mamba_n_heads": 8}
+        | {"layer_types": ["mamba", "attention", "mamba", "mamba"], "mamba_d_state": 8, "mamba_chunk_size": 4},
+    ),
+    "falcon_h1": (
+        transformers.FalconH1Config,
+        COMMON
+        | {"head_dim": 8, "mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}
+        | {"mamba_n_groups": 2, "mamba_chunk_size": 4, "attention_in_multiplier": 0.7, "ssm_in_multiplier": 0.9}
+        | {"attention_out_multiplier": 1.3, "ssm_out_multiplier": 0.6},
+    ),
     "mamba": (transformers.MambaConfig, COMMON | MAMBA),
     "mamba2": (
         transformers.Mamba2Config,

@@ -436,6 +436,17 @@ _OUTPUTS: dict[str, tuple[str, str, str]] = {
         "self_attn.o_proj mamba.out_proj",
         "feed_forward.down_proj feed_forward.experts.down_proj",
     ),
+    "granitemoeshared": (
+        "model.layers",
+        "self_attn.o_proj",
+        "block_sparse_moe.experts.down_proj shared_mlp.output_linear",
+    ),
+    "granitemoehybrid": (
+        "model.layers",
+        "self_attn.o_proj mamba.out_proj",
+        "block_sparse_moe.experts.down_proj shared_mlp.output_linear",
+    ),
+    "falcon_h1": ("model.layers", "self_attn.o_proj mamba.out_proj", "feed_forward.down_proj"),
     "mamba": ("backbone.layers", "mixer.out_proj", ""),
     "mamba2": ("backbone.layers", "mixer.out_proj", ""),
 }
@@ -484,6 +495,34 @@ def zeroed(
         for weight in layers[i]["attention"] + layers[i]["mlp"]:
             weight.data.zero_()
     return result
+
+
+def emptied(model: Any, names: Iterable[str]) -> Any:
+    """A deep copy in which these modules compute nothing: every weight and bias inside is zero.
+
+    `a.b.fc1+fc2` names the modules `a.b.fc1` and `a.b.fc2`.
+    """
+    result = copy.deepcopy(model)
+    for name in names:
+        first, *others = name.split("+")
+        parent = first.rpartition(".")[0]
+        for module in (first, *(f"{parent}.{other}" for other in others)):
+            for weight in result.get_submodule(module).parameters():
+                weight.data.zero_()
+    return result
+
+
+def written_alone(
+    model: Any, prompt_ids: Sequence[int], max_new_tokens: int, eos_ids: Collection[int] = ()
+) -> tuple[list[int], torch.Tensor]:
+    """The greedy continuation of one prompt by whole passes, and the logits [steps, V] that chose each token."""
+    written: list[int] = []
+    logits: list[torch.Tensor] = []
+    while len(written) < max_new_tokens and not (written and written[-1] in eos_ids):
+        with torch.no_grad():
+            logits.append(model(input_ids=torch.tensor([[*prompt_ids, *written]]), use_cache=False).logits[0, -1])
+        written.append(_top(_float64(logits[-1]), 1)[0])
+    return written, torch.stack(logits)
 
 
 def _first(output: Any) -> torch.Tensor:

@@ -20,12 +20,18 @@ FLOAT32_SOFTMAX = {"gemma2", "bloom", "mpt"}
 # in groups, and state spaces.
 ONLY_FLOAT32 = {
     *("mixtral", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "deepseek_v3", "qwen3_next", "lfm2_moe"),
-    *("nemotron_h", "jamba", "mamba", "mamba2"),
+    *("nemotron_h", "jamba", "mamba", "mamba2", "granitemoeshared", "granitemoehybrid", "falcon_h1"),
 }
 PARALLEL = {"phi", "cohere", "cohere2", "gpt_neox", "gptj", "falcon", "falcon one norm"}
 SHARED_NORM = PARALLEL - {"gpt_neox", "falcon"}
 TWO_NORMS = {"gemma2", "gemma3", "glm4"}
-SCALES = {"granite": 0.22, "granitemoe": 0.22}
+# What each chain's output is multiplied by: those of an attention, and those of an MLP, in rising order.
+ONE = ([1.0], [1.0])
+SCALES = {
+    **dict.fromkeys(("granite", "granitemoe"), ([0.22], [0.22])),
+    **dict.fromkeys(("granitemoeshared", "granitemoehybrid"), ([0.22], [0.22, 0.22])),
+    "falcon_h1": ([0.6, 1.3], [1.0]),
+}
 
 
 def precise(family: str) -> tuple[Any, float]:
@@ -50,7 +56,7 @@ def test_parts_rebuild_the_residual_stream(any_family: str) -> None:
     anatomy = find_anatomy(network)
     outputs: dict[nn.Module, torch.Tensor] = {}
     start: list[torch.Tensor] = []
-    ends = [part.chain[-1] for block in anatomy.blocks for part in block.sublayers]
+    ends = [strand.chain[-1] for block in anatomy.blocks for part in block.sublayers for strand in part.strands]
     handles = hook_outputs([*ends, *(block.module for block in anatomy.blocks)], outputs)
     handles.append(anatomy.blocks[0].module.register_forward_pre_hook(lambda module, args: start.append(args[0])))
     with torch.inference_mode():
@@ -60,7 +66,7 @@ def test_parts_rebuild_the_residual_stream(any_family: str) -> None:
     stream = start[0]
     for block in anatomy.blocks:
         before = stream
-        for part in block.sublayers:
+        for part in (strand for sublayer in block.sublayers for strand in sublayer.strands):
             output = outputs[part.chain[-1]].reshape(stream.shape)
             stream = output if part.adds_residual else stream + part.scale * output
         assert torch.allclose(stream, outputs[block.module], rtol=tolerance, atol=tolerance)
@@ -103,7 +109,8 @@ def test_sublayers_are_the_familys_own(any_family: str) -> None:
             weights = {id(weight) for module in part.body for weight in module.parameters()}
             assert {id(weight) for weight in projections[part.kind]} <= weights
             assert len(part.norms) == (0 if any_family in SHARED_NORM else 2 if any_family in TWO_NORMS else 1)
-            assert part.scale == pytest.approx(SCALES.get(any_family, 1.0))
+            scales = SCALES.get(any_family, ONE)[part.kind == "mlp"]
+            assert sorted(strand.scale for strand in part.strands) == pytest.approx(scales)
             adds_inside = any_family == "bloom" or (any_family == "mpt" and part.kind == "mlp")
             assert part.adds_residual == adds_inside
 
@@ -116,6 +123,8 @@ def test_sublayers_are_the_familys_own(any_family: str) -> None:
         ("opt", ("model.decoder.layers.1.self_attn", "model.decoder.layers.1.fc1+fc2")),
         ("lfm2_moe", ("model.layers.1.conv", "model.layers.1.feed_forward")),
         ("nemotron_h", ("model.layers.1.mixer",)),
+        ("granitemoeshared", ("model.layers.1.self_attn", "model.layers.1.block_sparse_moe+shared_mlp")),
+        ("falcon_h1", ("model.layers.1.mamba+self_attn", "model.layers.1.feed_forward")),
         ("mamba", ("backbone.layers.1.mixer",)),
     ],
 )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from conftest import FAMILIES, shared_network, tiny_model
-from prunelens.models.anatomy import Anatomy, Sublayer
+from prunelens.models.anatomy import Anatomy
 from prunelens.models.loading import Model, wrap
+from prunelens.models.parts import Sublayer
 from prunelens.models.proofs import is_close
 from prunelens.models.repairs import Repair, find_repair, installed_repairs
 from prunelens.models.streams import BlockPass, watched_blocks

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from prunelens.models.anatomy import Sublayer
 from prunelens.models.loading import Model
+from prunelens.models.parts import Sublayer
 from prunelens.models.proofs import is_close
 from prunelens.models.repairs import STREAM, Repair
 from prunelens.models.surgery import Drop

@@ -204,7 +204,7 @@ def _opened(name: str, network: Any, tokenizer: Any, fingerprint: str, notes: li
             anatomy = find_anatomy(network)
     except PrunelensError as error:
         raise PrunelensError(f"{name}: {error}") from error
-    return Model(name, network, tokenizer, anatomy, fingerprint, notes)
+    return Model(name, network, tokenizer, anatomy, fingerprint, [*notes, *anatomy.manner.notes])
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from prunelens.errors import PrunelensError
-from prunelens.models.anatomy import Block
 from prunelens.models.loading import Model
+from prunelens.models.parts import Block
 from prunelens.models.probe import probe_ids
 from prunelens.models.taps import Call, decoder_of, run_decoder
 

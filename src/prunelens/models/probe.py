@@ -1,7 +1,9 @@
 """Watch one short pass of a decoder: what each module read and wrote, and the chains they form inside a block."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from prunelens.models.placement import input_device
 from prunelens.models.proofs import is_close
-from prunelens.models.taps import Call, first_tensor, run_decoder
+from prunelens.models.taps import Call, Returned, first_tensor, returned_by, run_decoder
 
 PROBE_LENGTH = 8
 
@@ -26,11 +28,6 @@ class Seen:
     source: Tensor
     result: Tensor
     value: Tensor
-
-    @property
-    def num_outputs(self) -> int:
-        """0 for a tensor, else the length of the tuple it returned."""
-        return len(self.call.output) if isinstance(self.call.output, tuple) else 0
 
     @property
     def num_parameters(self) -> int:
@@ -53,6 +50,11 @@ class Chain:
 
     links: tuple[Seen, ...]
     residual_at: int | str | None = None
+
+    @property
+    def gains(self) -> tuple[float, ...]:
+        """For each module, what the output of the one before was multiplied by before it read that."""
+        return (1.0, *(_gain(before, after) or 1.0 for before, after in pairwise(self.links)))
 
     @property
     def source(self) -> Tensor:
@@ -93,6 +95,24 @@ def watch(decoder: nn.Module, modules: Iterable[nn.Module], ids: Tensor) -> tupl
     return seen, hidden
 
 
+@contextmanager
+def watched_states(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Returned]]:
+    """Note which modules are given a state and return it, while the body lets the model write."""
+    found: dict[nn.Module, Returned] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        returned = returned_by(Call(args, kwargs, output))
+        if any(place is not None for place in returned.states):
+            found[module] = returned
+
+    handles = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def same(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors are the same memory, whatever their shape."""
     return left.data_ptr() == right.data_ptr() and left.numel() == right.numel()
@@ -111,7 +131,7 @@ def find_chains(seen: list[Seen]) -> list[Chain]:
     for one in seen:
         if one in adding:
             chains.append(adding[one])
-        elif not any(same(one.result, other.source) for other in seen):
+        elif not any(same(one.result, other.source) or _gain(one, other) is not None for other in seen):
             chains.append(Chain(_trace_back(one, [other for other in seen if other not in adding])))
     return chains
 
@@ -119,10 +139,24 @@ def find_chains(seen: list[Seen]) -> list[Chain]:
 def _trace_back(end: Seen, seen: list[Seen]) -> tuple[Seen, ...]:
     links = [end]
     while True:
-        before = [one for one in seen if one not in links and same(one.result, links[0].source)]
+        others = [one for one in seen if one not in links]
+        before = [one for one in others if same(one.result, links[0].source)]
+        before = before or [one for one in others if _gain(one, links[0]) is not None]
         if not before:
             return tuple(links)
         links.insert(0, before[0])
+
+
+def _gain(before: Seen, after: Seen) -> float | None:
+    """The number that turns what one module returned into what another read; None where there is none."""
+    if same(before.result, after.source):
+        return 1.0
+    if before.value.numel() != after.source.numel() or before is after:
+        return None
+    own, read = before.value.double().flatten(), after.source.double().flatten().to(before.value.device)
+    size = float(own @ own)
+    gain = float(own @ read) / size if size else 0.0
+    return gain if gain and is_close((gain * own).to(before.value.dtype), read.to(before.value.dtype)) else None
 
 
 def _residual_at(links: tuple[Seen, ...]) -> int | str | None:

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunelens.models.taps import Call, decoder_of, record_outputs, replay_from, run_decoder
+from prunelens.models.taps import Call, decoder_of, replay_from, run_decoder
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 6e-2}
 # of float64 too: some families round in between
@@ -24,6 +25,11 @@ def tolerating(share: float) -> Iterator[None]:
         yield
     finally:
         _AT_LEAST.reset(before)
+
+
+def tolerated() -> float:
+    """The share that is taken for rounding beyond that of a dtype; 0 outside of `tolerating`."""
+    return _AT_LEAST.get()
 
 
 def _tolerance(*dtypes: torch.dtype) -> float:
@@ -86,26 +92,24 @@ def keeps_zeros(modules: Sequence[tuple[nn.Module, Call]], zeros: Tensor) -> boo
     return not bool(zeros.any())
 
 
-def check_causality(model: nn.Module, ids: Tensor) -> None:
+def check_causality(model: nn.Module, ids: Tensor, hidden: Tensor) -> None:
     """Change the last token: no state before it may change."""
-    decoder, vocab_size = decoder_of(model), model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    vocab_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     changed = ids.clone()
     changed[:, -1] = (changed[:, -1] + 1) % vocab_size
-    before, after = (run_decoder(decoder, tokens)[:, :-1] for tokens in (ids, changed))
-    if not is_close(after, before):
+    if not is_close(run_decoder(decoder_of(model), changed)[:, :-1], hidden[:, :-1]):
         raise UnprovedError("expected a causal decoder, found that a token changes the states before it")
 
 
-def check_replay(model: nn.Module, layers: Sequence[nn.Module], ids: Tensor, hidden: Tensor) -> None:
+def check_replay(
+    model: nn.Module, layers: Sequence[nn.Module], outputs: Sequence[Any], ids: Tensor, hidden: Tensor
+) -> None:
     """Run the second half of the layers from what the first half returned."""
     start = len(layers) // 2
     if start == 0:
         return
-    decoder = decoder_of(model)
-    with record_outputs(layers, [start - 1]) as recorded:
-        run_decoder(decoder, ids)
-    with replay_from(layers, start, recorded[start - 1]):
-        expect_close(run_decoder(decoder, ids), hidden, f"replay from layer {start}")
+    with replay_from(layers, start, outputs[start - 1]):
+        expect_close(run_decoder(decoder_of(model), ids), hidden, f"replay from layer {start}")
 
 
 def check_head(model: nn.Module, head: Callable[[Tensor], Tensor], ids: Tensor, hidden: Tensor) -> Tensor:

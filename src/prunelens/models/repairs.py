@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from prunelens.models.taps import Call, input_tensor
+from prunelens.models.taps import Call, Returned, input_tensor
 
 NAME = "repair"
 """What a repair is called as a child of the module that it stands in for."""
@@ -82,7 +82,7 @@ class Seat:
         silent: what the first module does where nothing is repaired.
         residual_at: where the end of the chain is given the stream, if it adds that inside.
         scale: what the block multiplies the output by.
-        num_outputs: of the module at the end.
+        returned: by the module at the end.
         source: what the first module was given, until the end of the chain has run.
     """
 
@@ -90,7 +90,7 @@ class Seat:
     silent: Callable[..., Any]
     residual_at: int | str | None
     scale: float
-    num_outputs: int
+    returned: Returned
     source: Tensor | None = None
 
     def begin(self, *args: Any, **kwargs: Any) -> Any:
@@ -108,7 +108,7 @@ class Seat:
         if self.residual_at is not None:
             residual = Call(args, kwargs, None).arguments[self.residual_at]
             added = residual + added.reshape(residual.shape)
-        return as_returned(added, self.num_outputs)
+        return self.returned.around(added, args, kwargs)
 
     def whole(self, *args: Any, **kwargs: Any) -> Any:
         """Forward of a module that is first and last."""
@@ -137,8 +137,3 @@ class Beside:
         stream = output[0] if isinstance(output, tuple) else output
         repaired = stream + self.repair(stream)
         return (repaired, *output[1:]) if isinstance(output, tuple) else repaired
-
-
-def as_returned(tensor: Tensor | None, num_outputs: int) -> Any:
-    """A tensor as a module returns it: alone, or in a tuple."""
-    return (tensor, *[None] * (num_outputs - 1)) if num_outputs else tensor

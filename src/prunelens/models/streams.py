@@ -8,18 +8,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunelens.models.anatomy import Block, Sublayer
+from prunelens.models.parts import Block, Sublayer
 from prunelens.models.taps import Call, first_tensor
 
 
 @dataclass(frozen=True)
 class SublayerPass:
-    """One run of a sublayer: the stream it read, and that stream with its output added, (B, T, d) each."""
+    """One run of a sublayer: the stream it read, and that stream with its output added, (B, T, d) each.
+
+    `calls` are those of its first chain, `beside` the runs of its others.
+    """
 
     sublayer: Sublayer
     before: Tensor
     after: Tensor
     calls: tuple[Call, ...]
+    beside: tuple["SublayerPass", ...] = ()
 
     @property
     def added(self) -> Tensor:
@@ -27,17 +31,22 @@ class SublayerPass:
         output = first_tensor(self.calls[-1].output)
         assert output is not None
         output = output.reshape(self.before.shape)
-        return output - self.before if self.sublayer.adds_residual else self.sublayer.scale * output
+        added = output - self.before if self.sublayer.adds_residual else self.sublayer.scale * output
+        return sum((other.added for other in self.beside), added)
 
     def twin_after(self, twin: Sublayer) -> Tensor:
         """The stream with the output of another model's sublayer, run on the same input, (B, T, d)."""
         value = self.calls[0].source
-        for call, module in zip(self.calls, twin.chain, strict=True):
-            value = call.again(module, value.reshape(call.source.shape))
+        for call, link in zip(self.calls, twin.links, strict=True):
+            value = value if link.gain == 1 else value * link.gain
+            value = call.again(link.module, value.reshape(call.source.shape))
         same_scale = math.isclose(twin.scale, self.sublayer.scale, rel_tol=1e-4)  # each was solved for on its own
-        return (self.sublayer if same_scale else twin).add_to(
+        after = (self.sublayer if same_scale else twin).add_to(
             self.before, value.reshape(self.before.shape).to(self.before.device)
         )
+        for other, other_twin in zip(self.beside, twin.beside, strict=True):
+            after = after + (other.twin_after(other_twin) - self.before)
+        return after
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,8 @@ def _watch(block: Block, visit: Callable[[BlockPass], None], stack: ExitStack) -
         calls.clear()
         visit(found)
 
-    ends = [part.chain[-1] for part in block.sublayers]
-    for module in dict.fromkeys(module for part in block.sublayers for module in part.chain):
+    ends = [strand.chain[-1] for part in block.sublayers for strand in part.strands]
+    for module in dict.fromkeys(module for part in block.sublayers for module in part.modules):
         hook = note_end if module in ends else note
         stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
     stack.callback(block.module.register_forward_hook(finish, with_kwargs=True).remove)
@@ -95,12 +104,18 @@ def _block_pass(block: Block, whole: Call, calls: dict[nn.Module, Call]) -> Bloc
     before = whole.source.to(after.device)  # the block before may be on another device
     stream, found = before, []
     for part in block.sublayers:
-        own = tuple(calls[module] for module in part.chain if module in calls)
-        reached = stream
-        if len(own) == len(part.chain):  # else the block was taken out whole
-            output = first_tensor(own[-1].output)
-            assert output is not None
-            reached = part.add_to(stream, output.reshape(stream.shape))
-        found.append(SublayerPass(part, stream, reached, own))
-        stream = before if block.layout == "parallel" else reached
+        own = _sublayer_pass(part, stream, calls)
+        found.append(own)
+        stream = before if block.layout == "parallel" else own.after
     return BlockPass(block, before, after, tuple(found))
+
+
+def _sublayer_pass(part: Sublayer, stream: Tensor, calls: dict[nn.Module, Call]) -> SublayerPass:
+    own = tuple(calls[module] for module in part.chain if module in calls)
+    beside = tuple(_sublayer_pass(other, stream, calls) for other in part.beside)
+    reached = stream
+    if len(own) == len(part.chain):  # else the block was taken out whole
+        output = first_tensor(own[-1].output)
+        assert output is not None
+        reached = sum((other.added for other in beside), part.add_to(stream, output.reshape(stream.shape)))
+    return SublayerPass(part, stream, reached, own, beside)

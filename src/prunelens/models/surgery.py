@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from prunelens.models.anatomy import Anatomy, Block, Link, Sublayer
+from prunelens.models.anatomy import Anatomy
+from prunelens.models.parts import Block, Link, Sublayer
 from prunelens.models.placement import counted_parameters
-from prunelens.models.repairs import NAME, Beside, Repair, Seat, as_returned, find_repair
+from prunelens.models.repairs import NAME, Beside, Repair, Seat, find_repair
 from prunelens.models.taps import Call, input_tensor, replaced_forward
 
 
@@ -64,9 +65,10 @@ def remove(anatomy: Anatomy, drop: Drop, repairs: Sequence[Repair] = ()) -> None
         if repair is not None:
             block.module.forward = Beside(repair, block.module.forward, before=False).run
         for part in block.sublayers:
-            for link in part.links:
-                silent = link.module in (part.module, *part.body)
-                link.module.forward = _nothing(link, part) if silent else _unchanged(link)
+            for strand in part.strands:
+                for link in strand.links:
+                    silent = link.module in (strand.module, *strand.body)
+                    link.module.forward = _nothing(link, strand, part) if silent else _unchanged(link)
     for repair in repairs:
         _place(anatomy.blocks[repair.layer_idx], repair).add_module(NAME, repair)
 
@@ -131,8 +133,8 @@ def swapped(anatomy: Anatomy, other: Anatomy, parts: Collection[tuple[str, int]]
 
 def own_modules(block: Block, kind: str) -> list[nn.Module]:
     """The modules that serve only the block's sublayer of this kind."""
-    others = {module for part in block.sublayers if part.kind != kind for module in part.chain}
-    return [module for part in block.sublayers if part.kind == kind for module in part.chain if module not in others]
+    others = {module for part in block.sublayers if part.kind != kind for module in part.modules}
+    return [module for part in block.sublayers if part.kind == kind for module in part.modules if module not in others]
 
 
 def num_parameters(model: nn.Module, anatomy: Anatomy, drop: Drop = NOTHING, repairs: Sequence[Repair] = ()) -> int:
@@ -160,9 +162,10 @@ def _silent(block: Block, part: Sublayer) -> dict[nn.Module, Callable[..., Any]]
     """Forwards that take a sublayer out: its `module` adds nothing, and nothing else of its own is computed."""
     own = own_modules(block, part.kind)
     return {
-        link.module: _nothing(link, part) if link.module in (part.module, *part.body) else _unchanged(link)
-        for link in part.links
-        if link.module is part.module or link.module in own
+        link.module: _nothing(link, strand, part) if link.module in (strand.module, *strand.body) else _unchanged(link)
+        for strand in part.strands
+        for link in strand.links
+        if link.module is strand.module or link.module in own
     }
 
 
@@ -170,8 +173,12 @@ def _seated(block: Block, part: Sublayer, repair: Repair) -> dict[nn.Module, Cal
     """Forwards that put a repair in the place of a sublayer; what it reads is normed as before."""
     links = part.links[part.chain.index(part.body[0]) :]
     first, last = links[0].module, links[-1].module
-    seat = Seat(repair, _nothing(links[0], part), part.residual_at, part.scale, links[-1].num_outputs)
-    forwards = {link.module: _nothing(link, part) if link.module in part.body else _unchanged(link) for link in links}
+    seat = Seat(repair, _nothing(links[0], part, part), part.residual_at, part.scale, links[-1].returned)
+    forwards = {
+        link.module: _nothing(link, strand, part) if link.module in part.body else _unchanged(link)
+        for strand in part.strands
+        for link in (links if strand is part else strand.links[strand.chain.index(strand.body[0]) :])
+    }
     own = own_modules(block, part.kind)
     forwards = {module: forward for module, forward in forwards.items() if module in own}
     if first is last:
@@ -183,23 +190,24 @@ def _unchanged(link: Link) -> Callable[..., Any]:
     """What stands for a norm or an activation of a sublayer that is out."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return as_returned(input_tensor(args, kwargs), link.num_outputs)
+        return link.returned.around(input_tensor(args, kwargs), args, kwargs)
 
     return forward
 
 
-def _nothing(link: Link, part: Sublayer) -> Callable[..., Any]:
+def _nothing(link: Link, part: Sublayer, whole: Sublayer) -> Callable[..., Any]:
+    """What stands for a module of one chain of a whole sublayer; its first chain alone tells the cache."""
     layer_idx = getattr(link.module, "layer_idx", part.layer_idx)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         hidden_states = input_tensor(args, kwargs)
         assert hidden_states is not None
-        if part.kind == "attention":
+        if part.kind == "attention" and part is whole:
             _tell_cache(hidden_states, args, kwargs, layer_idx)
         if part.adds_residual and link.module is part.module:
-            return as_returned(Call(args, kwargs, None).arguments[part.residual_at], link.num_outputs)
+            return link.returned.around(Call(args, kwargs, None).arguments[part.residual_at], args, kwargs)
         zeros = hidden_states.new_zeros(*hidden_states.shape[:-1], link.width)
-        return as_returned(zeros, link.num_outputs)
+        return link.returned.around(zeros, args, kwargs)
 
     return forward
 
@@ -214,7 +222,7 @@ def _identity(block: Block) -> Callable[..., Any]:
         assert hidden_states is not None
         if attention is not None:
             _tell_cache(hidden_states, args, kwargs, layer_idx)
-        return as_returned(hidden_states, block.num_outputs)
+        return block.returned.around(hidden_states, args, kwargs)
 
     return forward
 

@@ -5,6 +5,7 @@ masks, position embeddings and the final norm are computed by the model itself a
 copied. The head works the same way: the model's own forward after the decoder, with given states.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +27,23 @@ class _GivenStates(BaseModelOutputWithPast):
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """The module that turns token ids into the states that enter the head."""
-    return model.get_decoder()  # type: ignore[operator]
+    """The module that turns token ids into the states that enter the head.
+
+    That is what the model says; where it names itself, another model with a head, or its head, it is the first
+    module inside that reads token ids and does not write.
+
+    Raises:
+        LookupError: there is none.
+    """
+    found = model.get_decoder()  # type: ignore[operator]
+    for module in (found, *found.modules(), *model.modules()):
+        if module is not model and not hasattr(module, "generate") and _reads_ids(module):
+            return module
+    raise LookupError(f"{type(model).__name__} has no decoder inside")
+
+
+def _reads_ids(module: nn.Module) -> bool:
+    return "input_ids" in inspect.signature(type(module).forward).parameters
 
 
 def run_decoder(decoder: nn.Module, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T d"]:
@@ -106,8 +122,8 @@ def replay_from(layers: Sequence[nn.Module], start: int, output: Any) -> Iterato
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The tensor itself, or the first item of a tuple if that is a tensor."""
-    if isinstance(value, tuple) and value:
+    """The tensor itself, or the first item of a tuple or list if that is a tensor."""
+    if isinstance(value, tuple | list) and value:
         value = value[0]
     return value if isinstance(value, Tensor) else None
 
@@ -153,3 +169,44 @@ class Call:
         found = first_tensor(module(*args, **kwargs))
         assert found is not None
         return found
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What a module returns beside its hidden states.
+
+    Attributes:
+        num_outputs: 0 for a tensor alone, else the length of the tuple.
+        states: for each output after the first, the argument, by position or name, in which the module is given
+            the state that this output carries on, or None for an output that is no state.
+    """
+
+    num_outputs: int
+    states: tuple[int | str | None, ...] = ()
+
+    def around(self, tensor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A tensor as the module returns it when it was called so: states come back as they were given."""
+        if not self.num_outputs:
+            return tensor
+        given = Call(args, kwargs, None).arguments
+        places = self.states or (None,) * (self.num_outputs - 1)
+        return (tensor, *(None if place is None else given.get(place) for place in places))
+
+
+def returned_by(call: Call | None) -> Returned:
+    """What a run tells: an output that looks like an argument in all its sizes is a state that is carried on."""
+    output = call.output if call is not None else None
+    if call is None or not isinstance(output, tuple | list):
+        return Returned(0)
+    shapes = {place: _shape(value) for place, value in call.arguments.items()}
+    places = [
+        next((place for place, shape in shapes.items() if shape and shape == _shape(own)), None) for own in output[1:]
+    ]
+    return Returned(len(output), tuple(places))
+
+
+def _shape(value: Any) -> Any:
+    """The sizes of a tensor or of tensors in tuples; empty for anything else."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_shape, value))
+    return value.shape if isinstance(value, Tensor) else ()

@@ -1,9 +1,10 @@
 """A compressed model as the traces see it: a model, and what is taken out of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from prunelens.models.batches import Batching
 from prunelens.models.loading import Model
 from prunelens.models.surgery import NOTHING, Drop, dropped
 
@@ -33,7 +34,17 @@ class Variant:
         for left, right in zip(own.blocks, other.blocks, strict=True):
             if [part.kind for part in left.sublayers] != [part.kind for part in right.sublayers]:
                 return f"block {left.layer_idx} has other sublayers than the dense model's"
-            chains = [[len(part.chain) for part in block.sublayers] for block in (left, right)]
+            chains = [
+                [len(strand.chain) for part in block.sublayers for strand in part.strands] for block in (left, right)
+            ]
             if chains[0] != chains[1] or left.layout != right.layout:
                 return f"block {left.layer_idx} is put together in another way than the dense model's"
         return ""
+
+
+def shared_batching(dense: Model, variants: Iterable[Variant]) -> Batching:
+    """Which rows may share a batch that the dense model and all variants read."""
+    found = dense.anatomy.batching
+    for variant in variants:
+        found &= variant.model.anatomy.batching
+    return found

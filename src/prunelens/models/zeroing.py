@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from prunelens.errors import PrunelensError
-from prunelens.models.anatomy import Block, Sublayer
 from prunelens.models.loading import Model
+from prunelens.models.parts import Block, Sublayer
 from prunelens.models.probe import probe_ids
 from prunelens.models.streams import BlockPass, watched_blocks
 from prunelens.models.surgery import Drop, dropped, own_modules

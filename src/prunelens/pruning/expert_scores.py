@@ -65,7 +65,7 @@ def score_experts(
     ]
     try:
         with torch.inference_mode():
-            for batch in equal_batches(sequences, batch_tokens):
+            for batch in equal_batches(sequences, batch_tokens, model.anatomy.batching):
                 run_decoder(decoder_of(model.network), pad_right(batch, model.device)[0])
                 advance(sum(map(len, batch)))
     finally:

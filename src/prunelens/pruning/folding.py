@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from prunelens.errors import PrunelensError
-from prunelens.models.anatomy import Block, Sublayer
 from prunelens.models.loading import Model
+from prunelens.models.parts import Block, Sublayer
 from prunelens.models.proofs import is_close
 from prunelens.models.streams import BlockPass, SublayerPass
 from prunelens.models.surgery import Drop, remove

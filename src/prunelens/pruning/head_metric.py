@@ -57,7 +57,7 @@ def _streams(model: Model, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
     """The stream that enters the final norm, (tokens, d) for each batch."""
     last = len(model.layers) - 1
     found = []
-    for batch in plan_batches([len(sequence) for sequence in sequences], BATCH_TOKENS):
+    for batch in plan_batches([len(sequence) for sequence in sequences], BATCH_TOKENS, model.anatomy.batching):
         ids, lengths = pad_right([sequences[index] for index in batch], model.device)
         with torch.no_grad(), record_outputs(model.layers, [last]) as recorded:
             run_decoder(decoder_of(model.network), ids)

@@ -56,7 +56,7 @@ def rank_redundancy(
     sequences = with_tokens(sequences)
     totals: dict[Key, float] = {}
     with torch.inference_mode():
-        for batch in plan_batches([len(sequence) for sequence in sequences], batch_tokens):
+        for batch in plan_batches([len(sequence) for sequence in sequences], batch_tokens, model.anatomy.batching):
             ids, lengths = pad_right([sequences[index] for index in batch], model.device)
             real = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
             for key, value in _batch_scores(model, ids, real).items():

@@ -200,7 +200,7 @@ class Walk:
         sequences = with_tokens(sequences)
         lengths = [len(sequence) for sequence in sequences]
         self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
-        for batch in plan_batches(lengths, batch_tokens):
+        for batch in plan_batches(lengths, batch_tokens, model.anatomy.batching):
             ids, own = pad_right([sequences[index] for index in batch], model.device)
             places = torch.arange(ids.shape[1], device=ids.device)
             real = places < own.unsqueeze(1)

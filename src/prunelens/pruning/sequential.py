@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunelens.models.anatomy import Block
 from prunelens.models.batches import equal_batches, with_tokens
 from prunelens.models.loading import Model
+from prunelens.models.parts import Block
 from prunelens.models.repairs import Repair
 from prunelens.models.spans import run_span
 from prunelens.models.surgery import NOTHING, Drop, dropped
@@ -95,7 +95,10 @@ def mask_weights(
                 _replace(weight, masker, None, found, step.pattern.group)
         return found
     sequences = with_tokens(sequences)
-    batches = [torch.tensor(batch, device=model.device) for batch in equal_batches(sequences, batch_tokens)]
+    batches = [
+        torch.tensor(batch, device=model.device)
+        for batch in equal_batches(sequences, batch_tokens, model.anatomy.batching)
+    ]
     outputs: list[Any] = [None] * len(batches)
     with torch.no_grad(), dropped(model.anatomy, drop, repairs), _eager_experts(model):
         for block in model.anatomy.blocks:

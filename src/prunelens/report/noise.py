@@ -9,6 +9,7 @@ import numpy as np
 from prunelens.report.figures import HALO, INK, MUTED, plot_text
 from prunelens.report.wording import DASH, number, percent, visible
 
+HALF = ("bfloat16", "float16")
 KL = "kl_dense_compressed"
 COLUMNS = (
     ("KL, nats", KL),
@@ -50,7 +51,7 @@ def _row(against: str, quantity: str, found: Mapping[str, float]) -> NoiseRow:
 
 
 def noise_sentence(info: Mapping[str, Any]) -> str:
-    """The noise floor of the KL in one sentence; nothing where it was not measured."""
+    """The noise floor of the KL, and what it does not cover; nothing where it was not measured."""
     parts = [
         f"{visible(against)}: {_kl_words(found[KL])}"
         for against, found in (info.get("noise") or {}).items()
@@ -58,7 +59,18 @@ def noise_sentence(info: Mapping[str, Any]) -> str:
     ]
     if not parts:
         return ""
-    return f"Noise floor, the dense model against itself (KL mean): {'; '.join(parts)}."
+    return f"Noise floor, the dense model against itself (KL mean): {'; '.join(parts)}. {of_reading(info)}".rstrip()
+
+
+def of_reading(info: Mapping[str, Any]) -> str:
+    """What the noise floor does not cover in a dtype in which near ties are common; nothing in others."""
+    dtype = (info.get("dense") or {}).get("dtype")
+    if dtype not in HALF:
+        return ""
+    return (
+        f"It is the noise of reading given texts. What is written in {dtype} may differ with another batch size: near "
+        "ties are common, and one token chosen otherwise changes all that follow."
+    )
 
 
 def _kl_words(found: Mapping[str, float]) -> str:

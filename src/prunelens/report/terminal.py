@@ -14,6 +14,7 @@ from rich.text import Text
 
 from prunelens.errors import printable
 from prunelens.report.evaluation import verdict_table
+from prunelens.report.noise import of_reading
 from prunelens.study.summary import by_damage_per_byte, free_agreement, texts_of
 from prunelens.study.verdict import predict
 
@@ -202,7 +203,8 @@ def _noise(info: dict[str, Any]) -> list[str]:
             else "0, bit-equal"
         )
         found.append(f"noise floor, dense against itself, another {_changed(against)}: {size}")
-    return found
+    beyond = of_reading(info)
+    return [*found, beyond] if found and beyond else found
 
 
 def _changed(against: str) -> str:

@@ -143,7 +143,8 @@ def measure_speeds(variants: Mapping[str, Variant], settings: SpeedSettings, adv
     """
     settings.check()
     check_lengths(variants, settings)
-    ids = _random_ids(variants, settings)
+    with _memory_explained("this machine", settings):
+        ids = _random_ids(variants, settings)
     watched = {label: _Watched(variant) for label, variant in variants.items()}
     for one_pass in (_warm_up, _watch_memory, *[_time] * settings.repeats):
         for label, found in watched.items():
@@ -154,7 +155,7 @@ def measure_speeds(variants: Mapping[str, Variant], settings: SpeedSettings, adv
 
 
 def check_lengths(variants: Mapping[str, Variant], settings: SpeedSettings) -> None:
-    """Refuse a text that is longer than a model's positions.
+    """Refuse a text that is longer than a model's positions, and a model that cannot decode with its cache.
 
     Raises:
         PrunelensError: it is, for the model named.
@@ -163,6 +164,11 @@ def check_lengths(variants: Mapping[str, Variant], settings: SpeedSettings) -> N
         raise PrunelensError("expected at least one model to measure, found none; name the dense one")
     asked = settings.context + settings.new_tokens
     for label, variant in variants.items():
+        if not variant.model.anatomy.manner.cached:
+            raise PrunelensError(
+                f"expected a cache that gives the states of a whole pass to decode with, found that the one of {label} "
+                "does not; leave it out of the benchmark"
+            )
         limit = variant.model.context_length
         if limit is not None and asked > limit:
             raise PrunelensError(

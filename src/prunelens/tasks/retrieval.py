@@ -57,6 +57,8 @@ def embed(
     encoder = sentence_encoder(model, pooling, advance)
     if not texts:
         return np.zeros((0, model.anatomy.hidden_size), np.float32)
+    if not model.anatomy.batching.reads_any_lengths:
+        batch_size = 1  # others in the batch would change a text's states
     found = encoder.encode(
         list(texts), batch_size=batch_size, show_progress_bar=False, device=model.device, normalize_embeddings=True
     ).astype(np.float32)

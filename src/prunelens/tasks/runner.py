@@ -1,7 +1,8 @@
 """The harness's own model class around a network in memory; imported only where tasks are run."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -22,6 +23,7 @@ class _Runner(HFLM):
 
     def __init__(self, model: Model, batch_size: int, started: Callable[[int], Advance]) -> None:
         self._started = started
+        self._cached = model.anatomy.manner.cached
         self._advance: Advance = lambda done: None
         super().__init__(
             pretrained=model.network, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size, backend="causal"
@@ -79,9 +81,18 @@ class _Runner(HFLM):
         return found
 
     def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        found = super()._model_generate(context, *args, **kwargs)
+        with nullcontext() if self._cached else _without_cache(self.model):
+            found = super()._model_generate(context, *args, **kwargs)
         self._advance(context.shape[0])
         return found
+
+
+@contextmanager
+def _without_cache(network: Any) -> Iterator[None]:
+    """Let every token take a whole pass, whatever the harness asks for."""
+    own = network.generate
+    with patch.object(network, "generate", lambda **settings: own(**settings | {"use_cache": False})):
+        yield
 
 
 def evaluate(
@@ -92,7 +103,11 @@ def evaluate(
     chat_template: bool,
     started: Callable[[int], Advance],
 ) -> dict[str, list[dict[str, Any]]]:
-    """The harness's samples of each task, those of the given items in their order."""
+    """The harness's samples of each task, those of the given items in their order.
+
+    One request at a time where others in the batch would change a model's numbers.
+    """
+    batch_size = batch_size if model.anatomy.batching.is_free else 1
     network = model.network
     own = copy.deepcopy(network.generation_config)
     try:

@@ -19,7 +19,7 @@ from prunelens.models.loading import Model
 from prunelens.models.sizes import same_numbers
 from prunelens.models.surgery import Drop, dropped, own_modules, swapped
 from prunelens.models.taps import decoder_of, run_decoder
-from prunelens.models.variant import Variant
+from prunelens.models.variant import Variant, shared_batching
 from prunelens.spaces.head import Pair, stream_divergences
 from prunelens.tracing.forced import Edit, Trajectory, run_edits
 from prunelens.tracing.layer_states import Places
@@ -80,6 +80,7 @@ class Attribution:
     def __init__(self, dense: Model, variants: Mapping[str, Variant]) -> None:
         self.dense = dense
         self.damage: dict[str, dict[Part, Damage]] = {label: {} for label in variants}
+        self._batching = shared_batching(dense, variants.values())
         self._changed = {label: changed_parts(dense, variant) for label, variant in variants.items()}
         self._dense_group = _Group(dense, nullcontext)
         self._groups = [self._dense_group]
@@ -112,7 +113,7 @@ class Attribution:
         self._allocate(len(trajectories))
         lengths = [len(trajectory.read_ids) for trajectory in trajectories]
         with torch.inference_mode():
-            for batch in plan_batches(lengths, batch_tokens):
+            for batch in plan_batches(lengths, batch_tokens, self._batching):
                 ids, _ = pad_right([trajectories[index].read_ids for index in batch], self.dense.device)
                 places = Places(trajectories, batch, set())
                 states = places.of(run_decoder(decoder_of(self.dense.network), ids), self.dense.device)

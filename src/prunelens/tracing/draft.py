@@ -97,8 +97,14 @@ def write_assisted(
     """The dense model's text, `num_drafted` tokens at a time proposed by `draft`; greedy where `temperature` is None.
 
     Raises:
-        PrunelensError: the draft's or the dense model's cache cannot be put back to before a rejected token.
+        PrunelensError: a model's cache is not right, or cannot be put back to before a rejected token.
     """
+    for model in (dense, draft):
+        if not model.anatomy.manner.cached:
+            raise PrunelensError(
+                f"expected a cache that gives the states of a whole pass to draft with, found that the one of "
+                f"{model.name} does not; leave out --draft"
+            )
     drafting = GenerationConfig(
         num_assistant_tokens=num_drafted, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0
     )

@@ -69,7 +69,7 @@ def forced_states(
     found = [torch.empty(starts[-1], width, dtype=model.dtype, device=device) for _ in range(1 + len(drops))]
     lengths = [len(trajectory.read_ids) for trajectory in trajectories]
     with torch.inference_mode():
-        for batch in plan_batches(lengths, batch_tokens):
+        for batch in plan_batches(lengths, batch_tokens, model.anatomy.batching):
             ids, _ = pad_right([trajectories[index].read_ids for index in batch], device)
             for out, states in zip(found, _run_batch(model, ids, drops), strict=True):
                 for row, index in enumerate(batch):

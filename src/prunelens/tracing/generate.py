@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import LogitsProcessor, StoppingCriteria
 
-from prunelens.models.batches import pad_left
+from prunelens.models.batches import Batching, pad_left
+from prunelens.models.decoding import decode
 from prunelens.models.loading import Model
-from prunelens.models.taps import decoder_of
 
 
 @runtime_checkable
@@ -113,9 +113,8 @@ def write(
         batch_size: rows decoded together.
         advance: called with the number of row-steps finished.
     """
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     found: dict[int, Continuation] = {}
-    for rows in _group(order, prompts, batch_size, model.dtype):
+    for rows in _group(prompts, max_new_tokens, batch_size, model.anatomy.batching):
         batch = _write_batch(
             model, [prompts[row] for row in rows], [rules[row] for row in rows], max_new_tokens, advance
         )
@@ -123,18 +122,15 @@ def write(
     return [found[row] for row in range(len(prompts))]
 
 
-def _group(order: list[int], prompts: Sequence[Sequence[int]], batch_size: int, dtype: torch.dtype) -> list[list[int]]:
-    """Rows decoded together; in float64 only rows of one length.
-
-    (The float64 mask value overflows to -inf where a family's attention works in float32, so padded rows
-    would turn into NaN.)
-    """
+def _group(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int, batching: Batching
+) -> list[list[int]]:
+    """Rows decoded together: the longest first, and only such as change nothing of one another."""
     groups: list[list[int]] = []
-    for row in order:
+    for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row])):
         fits = bool(groups) and len(groups[-1]) < batch_size
-        if fits and dtype == torch.float64:
-            fits = len(prompts[groups[-1][0]]) == len(prompts[row])
-        if not fits:
+        longest = len(prompts[groups[-1][0]]) if groups else 0
+        if not fits or not batching.writes_together(longest, len(prompts[row]), max_new_tokens):
             groups.append([])
         groups[-1].append(row)
     return groups
@@ -147,37 +143,12 @@ def _write_batch(
     max_new_tokens: int,
     advance: Callable[[int], None],
 ) -> list[Continuation]:
-    network, eos_ids = model.network, model.eos_ids
-    pad_id = eos_ids[0] if eos_ids else 0
-    ids, mask = pad_left(prompts, pad_id, model.device)
-    states: list[Tensor] = []
-
-    def keep_state(module: Any, args: Any, output: Any) -> None:
-        states.append(output.last_hidden_state[:, -1].clone())
-
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=eos_ids or None,
-        pad_token_id=pad_id,
-        use_cache=True,
-    )
+    eos_ids = model.eos_ids
+    ids, mask = pad_left(prompts, eos_ids[0] if eos_ids else 0, model.device)
     chooser = _Chooser(rules, ids.shape[1], advance)
-    handle = decoder_of(network).register_forward_hook(keep_state)
-    own, network.generation_config = network.generation_config, GenerationConfig()
-    try:
-        with torch.inference_mode():
-            written = network.generate(
-                ids,
-                attention_mask=mask,
-                generation_config=config,
-                logits_processor=[chooser],
-                stopping_criteria=[_Finished(rules)],
-            )
-    finally:
-        handle.remove()
-        network.generation_config = own
-    return _cut(written[:, ids.shape[1] :], torch.stack(states, dim=1), chooser.num_chosen, eos_ids)
+    cached = model.anatomy.manner.cached
+    written, states = decode(model.network, ids, mask, max_new_tokens, eos_ids, chooser, _Finished(rules), cached)
+    return _cut(written, states, chooser.num_chosen, eos_ids)
 
 
 def _cut(written: Tensor, states: Tensor, num_chosen: list[int], eos_ids: list[int]) -> list[Continuation]:

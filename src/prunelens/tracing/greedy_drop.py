@@ -46,7 +46,7 @@ def damage_of_drops(
     edits = [(layer_idx, _edit(dense, base | _drop((kind, layer_idx)))) for kind, layer_idx in candidates]
     lengths = [len(trajectory.read_ids) for trajectory in trajectories]
     with torch.inference_mode():
-        for batch in plan_batches(lengths, BATCH_TOKENS):
+        for batch in plan_batches(lengths, BATCH_TOKENS, dense.anatomy.batching):
             ids, _ = pad_right([trajectories[index].read_ids for index in batch], dense.device)
             places = Places(trajectories, batch, set())
             states = places.of(next(iter(run_edits(dense, ids, []))), dense.device)

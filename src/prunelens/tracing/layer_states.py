@@ -7,8 +7,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from prunelens.models.anatomy import Sublayer
 from prunelens.models.loading import Model
+from prunelens.models.parts import Sublayer
 from prunelens.models.streams import BlockPass, watched_blocks
 from prunelens.models.taps import decoder_of, record_outputs, replay_from, run_decoder
 from prunelens.models.variant import Variant

@@ -14,7 +14,7 @@ import torch
 
 from prunelens.models.batches import pad_right, plan_batches
 from prunelens.models.loading import Model
-from prunelens.models.variant import Variant
+from prunelens.models.variant import Variant, shared_batching
 from prunelens.spaces.head import Stats, hidden_rows, merge
 from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.layer_states import LayerStates, Places, read_layers
@@ -79,8 +79,9 @@ def trace_layers(
     """
     readers = {name: LensReader(dense, variants, name, temperature) for name in lenses}
     lengths = [len(trajectory.read_ids) for trajectory in trajectories]
+    batching = shared_batching(dense, variants.values())
     with torch.inference_mode():
-        for batch in plan_batches(lengths, batch_tokens):
+        for batch in plan_batches(lengths, batch_tokens, batching):
             places = Places(trajectories, batch, set(steps))
             ids, _ = pad_right([trajectories[index].read_ids for index in batch], dense.device)
             states = read_layers(dense, variants, ids, places)

@@ -1,0 +1,125 @@
+"""Which rows may share a batch, proved on real numbers: read side by side and continued side by side."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunelens.models.batches import ANY_LENGTH, Batching, pad_left, pad_right
+from prunelens.models.decoding import decode
+from prunelens.models.placement import input_device, is_out_of_memory
+from prunelens.models.proofs import UnprovedError, is_close, tolerated, tolerating
+from prunelens.models.taps import decoder_of, run_decoder
+
+NEW_TOKENS = 3
+ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 0.2}
+"""Shares by which states differ when the same tokens run in another shape: a rounded router may choose otherwise."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a model is run so that a text's numbers are its own.
+
+    Attributes:
+        batching: which rows may share a batch.
+        cached: whether its cache gives the states that a whole pass gives; else every token takes a whole pass.
+        notes: remarks for a reader of the results.
+    """
+
+    batching: Batching
+    cached: bool
+    notes: tuple[str, ...]
+
+
+def prove_manner(model: Any, ids: Tensor, alike_up_to: int | None, context_length: int | None) -> Manner:
+    """Let a short text be read and continued alone, beside a longer one and beside one of its length.
+
+    Args:
+        model: the transformers model.
+        ids: a text, (1, T).
+        alike_up_to: tokens up to which the length of a text changes no position, or None.
+        context_length: tokens that a text may have, or None.
+
+    Raises:
+        UnprovedError: it cannot write, or what it writes is not what it reads.
+    """
+    limit = ANY_LENGTH if alike_up_to is None else alike_up_to
+    text = ids[0].tolist()
+    others_count = tolerated() > 0  # the whole batch decides how each of its numbers is rounded
+    with tolerating(ROUNDING.get(model.dtype, 0.2)):
+        cached, whole, read = _prove_writing(model, text)
+        together = not others_count and _reads_beside(model, whole, whole[::-1], read)
+        reads = together and _reads_beside(model, whole, [*text, *text], read)
+        writes = together and _writes_beside(model, text[:3], text, cached)
+    batching = Batching(limit if reads else 0, limit if writes else 0, together)
+    reached = alike_up_to if context_length is None or limit < context_length else None
+    return Manner(batching, cached, tuple(_notes(batching, cached, reached)))
+
+
+def _notes(batching: Batching, cached: bool, alike_up_to: int | None) -> Iterator[str]:
+    if not batching.together:
+        yield "what else is in a batch changes this model's numbers, so every text is read and written alone"
+    elif batching.read_up_to == 0:
+        yield "what stands after a text changes this model's numbers, so texts of different lengths are read apart"
+    elif batching.written_up_to == 0:
+        yield "padding on the left changes this model's numbers, so prompts of different lengths are continued apart"
+    if not cached:
+        yield "this model's cache does not give the states of a whole pass, so every token is written by a whole pass"
+    if alike_up_to is not None:
+        yield (
+            f"beyond {alike_up_to} tokens this model's positions depend on the length of the text: each text is read "
+            "as it stands at its end, which is not how the model saw its beginning while it wrote"
+        )
+
+
+def _prove_writing(model: Any, prompt: list[int]) -> tuple[bool, list[int], Tensor]:
+    """(Whether the cache is right, the prompt with what was written, all but the last token, and its states)."""
+    found = ""
+    for cached in (True, False):
+        try:
+            written, states = _decode(model, [prompt], cached)
+        except Exception as fault:  # a family's own code may raise anything
+            if is_out_of_memory(fault):
+                raise
+            found = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
+            continue
+        whole = [*prompt, *written[0, :-1].tolist()]
+        read = _read(model, whole)
+        if is_close(states[0], read[-NEW_TOKENS:]):
+            return cached, whole, read
+        found = "other numbers"
+    raise UnprovedError(f"expected to write a short text with the states that it is read with, found {found}")
+
+
+def _read(model: Any, text: list[int]) -> Tensor:
+    """States, (T, d), of a text read alone."""
+    return run_decoder(decoder_of(model), torch.tensor([text], device=input_device(model)))[0]
+
+
+def _decode(model: Any, prompts: list[list[int]], cached: bool) -> tuple[Tensor, Tensor]:
+    ids, mask = pad_left(prompts, prompts[0][-1], input_device(model))  # the token for padding may be all zeros
+    return decode(model, ids, mask, NEW_TOKENS, [], cached=cached)
+
+
+def _reads_beside(model: Any, text: list[int], other: list[int], expected: Tensor) -> bool:
+    """Whether a text has the same states before and after another in a batch."""
+    ids, _ = pad_right([text, other, text], expected.device)
+    states = run_decoder(decoder_of(model), ids)[:, : len(text)]
+    return is_close(states[0], expected) and is_close(states[2], expected)
+
+
+def _writes_beside(model: Any, short: list[int], long: list[int], cached: bool) -> bool:
+    """Whether prompts are continued side by side as they are read alone; a model that cannot does not."""
+    try:
+        written, states = _decode(model, [short, long, short], cached)
+    except Exception as fault:
+        if is_out_of_memory(fault):
+            raise
+        return False
+    rows = written.tolist()
+    if rows[0] != rows[2] or not is_close(states[2], states[0]):
+        return False
+    texts = ([*prompt, *row[:-1]] for prompt, row in zip((short, long), rows[:2], strict=True))
+    return all(is_close(own, _read(model, text)[-NEW_TOKENS:]) for text, own in zip(texts, states[:2], strict=True))
