@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from prunelens.spaces.paired import wilson
 from prunelens.study.scores import paired_values, score_rows
 from prunelens.study.verdict import (
     AT_RISK,
@@ -16,7 +17,6 @@ from prunelens.study.verdict import (
     UNKNOWN,
     Thresholds,
     Verdict,
-    _wilson,
     judge,
     predict,
 )
@@ -69,7 +69,7 @@ def from_row(decides: str, mean: float, low: float, high: float, thresholds: Thr
     interval = {"mean": mean, "low": low, "high": high}
     use = "retrieval" if decides == "agreement" else "long-generation"
     row = {"task": "t", "metric": "m", "use": use, "decides": decides, "at_chance": False}
-    found = judge([], [], [row | {"compressed": interval, "difference": interval}], None, thresholds)
+    found = judge([], [], [row | {"kept": interval, "difference": interval}], None, thresholds)
     (line,) = [line for line in found if line.use == use]
     assert (line.value, line.low, line.high, line.source) == (mean, low, high, "measured")
     return line
@@ -382,11 +382,11 @@ def test_wilson_is_scipys() -> None:
     for total in (1, 2, 8, 16, 100, 1000):
         for count in {0, 1, total // 3, total // 2, total - 1, total}:
             expected = binomtest(count, total).proportion_ci(0.95, method="wilson")
-            found = _wilson(count, total)
-            assert found["mean"] == count / total
-            assert found["low"] == pytest.approx(expected.low, abs=1e-12)
-            assert found["high"] == pytest.approx(expected.high, abs=1e-12)
-            assert 0 <= found["low"] <= found["high"] <= 1
+            found = wilson(count, total)
+            assert found.value == count / total
+            assert found.low == pytest.approx(expected.low, abs=1e-12)
+            assert found.high == pytest.approx(expected.high, abs=1e-12)
+            assert 0 <= found.low <= found.high <= 1
 
 
 # --------------------------------------------------------------------------- rows

@@ -9,7 +9,7 @@ from typing import Any
 
 from prunelens.models.loading import Model, load
 from prunelens.pruning.importance import rank_redundancy
-from prunelens.study.bench import Bench, Found, TaskSettings
+from prunelens.study.bench import Bench, Found, TaskSettings, open_harness
 from prunelens.study.calibration_texts import calibrate
 from prunelens.study.candidates import Candidate, Compressible, apply_recipes, open_candidates, parse_candidates
 from prunelens.study.evaluation import EVALUATION, Evaluation, texts_table, values_table
@@ -18,6 +18,7 @@ from prunelens.study.scores import score_rows
 from prunelens.study.settings import Reporter, silent
 from prunelens.study.store import Run
 from prunelens.study.verdict import Thresholds, judge
+from prunelens.tasks.decoding import FREE, decoding_note
 from prunelens.tasks.suite import Chosen, parse_tasks
 
 TasksGiven = str | Sequence[str] | Mapping[str, Sequence[str]]
@@ -47,10 +48,11 @@ def evaluate(
         PrunelensError: bad input, before anything is computed.
     """
     chosen = check_evaluation(compressed, tasks, settings)
+    harness = open_harness(*chosen)
     model = dense if isinstance(dense, Model) else load(dense)
     candidates = open_candidates(model, compressed)
     start = time.perf_counter()
-    bench = Bench(model, chosen[0], chosen[1], reporter)
+    bench = Bench(model, *chosen, reporter, harness)
     _make(bench, candidates, calibration, reporter)
     _ = bench.dense_found
     found = {candidate.label: bench.measure(candidate.label, candidate.variant(model)) for candidate in candidates}
@@ -108,6 +110,13 @@ def collect(
         )
     models = [bench.dense, *[candidate.model for candidate in candidates if candidate.model]]
     made = [candidate.pruned for candidate in candidates if candidate.pruned]
+    decoding = {
+        label: bench.decoding(model)
+        for label, model in (
+            ("dense", bench.dense),
+            *[(candidate.label, candidate.model) for candidate in candidates if candidate.model],
+        )
+    }
     info = {
         "format": EVALUATION.format,
         "format_version": EVALUATION.version,
@@ -116,8 +125,14 @@ def collect(
         "compressed": [describe_candidate(candidate, bench.dense) for candidate in candidates],
         "tasks": list(bench.chosen.tasks),
         "settings": asdict(bench.settings),
+        "decoding": {"harness": decoding, "others": FREE},
         "thresholds": thresholds.model_dump(),
-        "notes": [note for model in models for note in model.notes] + [note for one in made for note in one.notes],
+        "notes": [
+            *[note for model in models for note in model.notes],
+            *[note for one in made for note in one.notes],
+            *bench.chosen.notes,
+            *decoding_note(decoding),
+        ],
         "seconds": round(seconds, 3),
         "versions": {
             name: version(name)
