@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunelens.errors import printable
+from prunelens.report.wording import DASH
 from prunelens.study.verdict import AT_RISK, BROKEN, SAFE
 
 COLOURS = {SAFE: "bold green", AT_RISK: "bold yellow", BROKEN: "bold red"}
@@ -69,11 +70,17 @@ def verdict_table(summary: list[dict[str, Any]], dense: str) -> Table:
 def amount(found: Mapping[str, Any], share: bool) -> str:
     """A value with its interval, in percent or as it is; a dash where there is none."""
     mean = found["mean"] if "mean" in found else found["value"]
-    scale, digits, unit = (100, 1, " %") if share else (1, 3, "")
-    if mean is None or found["low"] is None:
-        return "–" if mean is None else f"{scale * mean:.{digits}f}{unit}".replace("-", "−")
-    low, high = scale * found["low"], scale * found["high"]
-    return f"{scale * mean:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
+    if mean is None:
+        return DASH
+    ends = [mean] if found["low"] is None else [mean, found["low"], found["high"]]
+    shown = [f"{100 * end:.1f}" if share else _plain(end) for end in ends]
+    brackets = f" [{', '.join(shown[1:])}]" if shown[1:] else ""
+    return f"{shown[0]}{' %' if share else ''}{brackets}".replace("-", "−")
+
+
+def _plain(value: float) -> str:
+    """A number with three decimals; large ones with none, and very large ones by their power of ten."""
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def why(line: Mapping[str, Any]) -> str:
@@ -122,7 +129,8 @@ def chance_words(row: Mapping[str, Any]) -> str:
 
 def remark(row: Mapping[str, Any]) -> str:
     """What else a reader should know of a row."""
-    found = row.get("reason") or ("dense at chance" if row["at_chance"] else "tie" if row["tie"] else "")
+    chance = "dense at chance" if row["chance"] is not None else "dense may be 0"
+    found = row.get("reason") or (chance if row["at_chance"] else "tie" if row["tie"] else "")
     how = row.get("aggregation", "mean")
     return "; ".join(filter(None, (found, "" if how == "mean" else f"by {how}")))
 
@@ -132,4 +140,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
     alone = [amount(row[side] | {"low": None}, share) for side in ("dense", "compressed")]
     flips = "" if row["lost"] is None else f"{row['lost']} / {row['gained']} (p {row['sign_test']:.2g})"
     difference = amount(row["difference"], share) if row["items"] else ""
-    return [one_line(cell) for cell in (alone[0], chance_words(row), alone[1], difference, flips, remark(row))]
+    short = "not judged" if row.get("reason") and row["difference"]["mean"] is not None else remark(row)
+    return [one_line(cell) for cell in (alone[0], chance_words(row), alone[1], difference, flips, short)]

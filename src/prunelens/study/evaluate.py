@@ -19,6 +19,7 @@ from prunelens.study.settings import Reporter, silent
 from prunelens.study.store import Run
 from prunelens.study.verdict import Thresholds, judge
 from prunelens.tasks.decoding import FREE, decoding_note
+from prunelens.tasks.harness import Harness
 from prunelens.tasks.suite import Chosen, parse_tasks
 
 TasksGiven = str | Sequence[str] | Mapping[str, Sequence[str]]
@@ -31,6 +32,7 @@ def evaluate(
     thresholds: Thresholds | None = None,
     calibration: str | Path | None = None,
     reporter: Reporter = silent,
+    harness: Harness | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Run tasks on a dense model and on compressed ones, and judge each class of use.
@@ -42,17 +44,17 @@ def evaluate(
         thresholds: where safe ends and broken begins.
         calibration: text, JSONL or .npy of token ids for the recipes; None for the dense model's own texts.
         reporter: progress display.
+        harness: the tasks of lm-evaluation-harness, where `check_evaluation` has loaded them.
         settings: fields of `TaskSettings`.
 
     Raises:
         PrunelensError: bad input, before anything is computed.
     """
-    chosen = check_evaluation(compressed, tasks, settings)
-    harness = open_harness(*chosen)
+    chosen, asked, harness = check_evaluation(compressed, tasks, settings, harness)
     model = dense if isinstance(dense, Model) else load(dense)
     candidates = open_candidates(model, compressed)
     start = time.perf_counter()
-    bench = Bench(model, *chosen, reporter, harness)
+    bench = Bench(model, chosen, asked, reporter, harness)
     _make(bench, candidates, calibration, reporter)
     _ = bench.dense_found
     found = {candidate.label: bench.measure(candidate.label, candidate.variant(model)) for candidate in candidates}
@@ -60,17 +62,19 @@ def evaluate(
 
 
 def check_evaluation(
-    compressed: Sequence[Compressible], tasks: TasksGiven, settings: dict[str, Any]
-) -> tuple[Chosen, TaskSettings]:
-    """Refuse what needs no model to be seen wrong.
+    compressed: Sequence[Compressible], tasks: TasksGiven, settings: dict[str, Any], harness: Harness | None = None
+) -> tuple[Chosen, TaskSettings, Harness | None]:
+    """Refuse what needs no model to be seen wrong; the harness's tasks are loaded for it, unless they are already.
 
     Raises:
-        PrunelensError: settings without meaning, a malformed recipe, no task, nothing to compare.
+        PrunelensError: settings without meaning, a malformed recipe, no task, one that is unknown or cannot be run,
+            nothing to compare.
     """
-    chosen = TaskSettings(**settings)
-    chosen.check()
+    asked = TaskSettings(**settings)
+    asked.check()
     parse_candidates(compressed)
-    return parse_tasks(tasks), chosen
+    chosen = parse_tasks(tasks)
+    return chosen, asked, harness or open_harness(chosen, asked)
 
 
 def _make(bench: Bench, candidates: Sequence[Candidate], calibration: str | Path | None, reporter: Reporter) -> None:

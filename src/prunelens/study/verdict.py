@@ -129,8 +129,10 @@ def _measured(
 
 def _notes(rows: Sequence[Record]) -> list[str]:
     """Why tasks of the class do not count."""
-    chance = sorted({row["task"] for row in rows if row["at_chance"]})
-    notes = [f"the dense model is at chance on {', '.join(chance)}"] if chance else []
+    notes = []
+    for known, words in ((True, "is at chance on"), (False, "may score nothing on")):
+        tasks = sorted({row["task"] for row in rows if row["at_chance"] and (row.get("chance") is not None) == known})
+        notes += [f"the dense model {words} {', '.join(tasks)}"] if tasks else []
     return notes + [f"{row['task']}: {row['reason']}" for row in rows if row.get("reason")]
 
 

@@ -4,7 +4,11 @@ from typing import Any
 
 from prunelens.models.loading import Model
 
-NAMES = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
+NAMES = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version"),
+    *("use_cache", "cache_implementation", "cache_config", "compile_config", "disable_compile", "max_length"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
+)
 """Settings that say nothing of how tokens are chosen."""
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
 """Settings that greedy decoding does not read."""

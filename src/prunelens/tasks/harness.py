@@ -70,7 +70,7 @@ class Harness:
         if not self._allow_code:
             raise PrunelensError(
                 f"the task {name} runs code that the model writes, on this machine and without a sandbox; where that "
-                "is safe (in a container), allow it with --allow-code (allow_code=True)"
+                "is safe (in a container), allow it with --allow-code of evaluate (allow_code=True)"
             )
 
     @contextmanager
