@@ -352,6 +352,22 @@ def test_a_perplexity_beyond_all_numbers_is_null(model: Model) -> None:
     assert row["reason"] == "perplexity gives no compressed score that is a finite number"
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan"), 1e30])
+def test_a_degenerate_model_loses_no_work(model: Model, tmp_path: Path, value: float) -> None:
+    broken = text_model()
+    for weight in broken.network.parameters():
+        weight.data.fill_(value)
+    found = evaluate(model, broken, tasks="mine_choice,mine_words,mine_rolling,mine_text")
+    rows = {(row["task"], row["metric"]): row for row in found.summary[0]["scores"]}
+    assert len(rows) == 6 + 2 + 3 + 4
+    assert all(row["dense"]["mean"] is not None for row in rows.values())
+    assert all(row["reason"] for row in rows.values() if row["compressed"]["mean"] is None)
+    if np.isnan(value):
+        assert rows["mine_words", "perplexity"]["compressed"]["mean"] is None
+    assert "safe" not in {line["verdict"] for line in found.summary[0]["verdicts"]}
+    assert found.report(tmp_path / "out").is_file()
+
+
 def test_a_group_is_judged_by_its_tasks(model: Model) -> None:
     found = evaluate(model, text_model("gpt2"), tasks="mine_group")
     assert {row["task"] for row in found.summary[0]["scores"]} == {"mine_choice", "mine_exact"}

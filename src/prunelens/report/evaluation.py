@@ -38,7 +38,7 @@ def print_evaluation(info: dict[str, Any]) -> None:
             f"{items} texts; a text that is cut has no end to judge."
         )
     for line in (*decoding_lines(info), *(f"Note: {note}" for note in info["notes"])):
-        console.print(Text(printable(line)))
+        console.print(Text(one_line(line)))
 
 
 def decoding_lines(info: Mapping[str, Any]) -> list[str]:
