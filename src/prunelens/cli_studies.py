@@ -41,6 +41,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Run real tasks on a dense model and on compressed ones, and say for which uses each is safe."""
+    from prunelens.tasks.suite import parse_tasks
+
+    parse_tasks(tasks)  # a mistyped name is told before libraries that take seconds to import
     from prunelens.report.terminal import progress
     from prunelens.study.evaluate import check_evaluation
     from prunelens.study.evaluate import evaluate as run_evaluate

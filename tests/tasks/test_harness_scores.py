@@ -12,7 +12,7 @@ import pytest
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 
-import prunelens.tasks.runner  # noqa: F401  (before the fixtures replace what it imports)
+import prunelens.tasks.runner  # before the fixtures replace what it imports
 from conftest import text_model, text_network, text_tokenizer
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, wrap
@@ -397,6 +397,28 @@ def test_code_runs_where_it_is_allowed(model: Model, monkeypatch: pytest.MonkeyP
     assert found.info["settings"]["allow_code"] is True
     assert [row["metric"] for row in found.summary[0]["scores"]] == ["exact_match"]
     assert "HF_ALLOW_CODE_EVAL" not in os.environ
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_answers_longer_than_the_context_are_refused_before_anything_runs(folder: Path, family: str) -> None:
+    opened = text_model(family)
+    text = (folder / "mine_function.yaml").read_text(encoding="utf-8")
+    try:
+        (folder / "mine_function.yaml").write_text(text.replace('"max_tokens": 40', '"max_tokens": 1024'), "utf-8")
+        with pytest.raises(PrunelensError, match=f"write 1024 tokens, and text-{family} has a context of 1024"):
+            evaluate(opened, "drop-attention:1", tasks="mine_choice,mine_function")
+    finally:
+        (folder / "mine_function.yaml").write_text(text, encoding="utf-8")
+
+
+def test_a_task_that_fails_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*given: Any) -> Any:
+        raise KeyError("no such\ncolumn")
+
+    monkeypatch.setattr(prunelens.tasks.runner, "evaluate", failing)
+    with pytest.raises(PrunelensError, match=r"mine_choice cannot be run on text-llama \(KeyError") as error:
+        scores(model, "mine_choice")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("subset", ["search", "held-out"])

@@ -116,6 +116,8 @@ class Bench:
             raise PrunelensError(f"{dense.name} has no tokenizer; put its tokenizer files beside config.json")
         self.dense, self.chosen, self.settings, self.reporter = dense, chosen, settings, reporter
         self._harness = harness or open_harness(chosen, settings)
+        if self._harness is not None:
+            self._harness.check_length(dense)
         self._corpora = {name: read_corpus(retrieval_folder(name)) for name in chosen.retrieval}
         self._prompts = self._long_prompts() if CORE_LONG in chosen.tasks else []
         self._retrieved: dict[str, Retrieved] = {}

@@ -96,6 +96,20 @@ class Harness:
                         f"{task.num_items} in all; leave the task out"
                     )
 
+    def check_length(self, model: Model) -> None:
+        """Refuse a task whose answers alone fill a model's context, before anything runs.
+
+        Raises:
+            PrunelensError: as said.
+        """
+        context = model.context_length
+        for task in self.all_tasks:
+            if task.output_type == "generate_until" and context is not None and task.max_tokens >= context:
+                raise PrunelensError(
+                    f"the task {task.name} lets a model write {task.max_tokens} tokens, and {model.name} has a context "
+                    f"of {context}; leave the task out"
+                )
+
     @property
     def all_tasks(self) -> list[HarnessTask]:
         """Every task, those of groups too."""
@@ -136,7 +150,7 @@ class Harness:
             label: what the model is called in the progress display.
 
         Raises:
-            PrunelensError: the model has no tokenizer.
+            PrunelensError: the model has no tokenizer, or the task fails on it.
         """
         if model.tokenizer is None:
             raise PrunelensError(f"{model.name} has no tokenizer; put its tokenizer files beside config.json")
@@ -147,9 +161,15 @@ class Harness:
         started = partial(reporter, f"{label}: {name}")
         loaded = {key: task.task for key, task in tasks.items()}
         with silenced(), self._code_allowed():
-            samples = evaluate(
-                model, self._manager, loaded, items, batch_size, chat_template, self._allow_code, started
-            )
+            try:
+                samples = evaluate(
+                    model, self._manager, loaded, items, batch_size, chat_template, self._allow_code, started
+                )
+            except (AssertionError, LookupError, TypeError, ValueError) as error:  # out of somebody else's code
+                raise PrunelensError(
+                    f"the task {name} cannot be run on {model.name} ({type(error).__name__}: {_first_line(error)}); "
+                    "leave it out"
+                ) from error
             return [scored for key, task in tasks.items() for scored in score_items(task, samples[key])]
 
 
