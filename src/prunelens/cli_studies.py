@@ -32,12 +32,18 @@ def evaluate(
         Path | None, typer.Option(help="Text, JSONL or .npy of token ids for the recipes; default its own texts.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of experts dropped at random.")] = 0,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run code that the model writes (humaneval), without a sandbox.")
+    ] = False,
     dtype: Dtype = None,
     device: Device = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Run real tasks on a dense model and on compressed ones, and say for which uses each is safe."""
+    from prunelens.tasks.suite import parse_tasks
+
+    parse_tasks(tasks)  # a mistyped name is told before libraries that take seconds to import
     from prunelens.report.terminal import progress
     from prunelens.study.evaluate import check_evaluation
     from prunelens.study.evaluate import evaluate as run_evaluate
@@ -50,13 +56,16 @@ def evaluate(
         "long_tokens": long_tokens,
         "pooling": pooling,
         "seed": seed,
+        "allow_code": allow_code,
     }
-    check_evaluation(compressed, tasks, settings)
+    *_, harness = check_evaluation(compressed, tasks, settings)
     target = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(dense)}-tasks"
     EVALUATION.probe_target(target)
     with progress() as reporter:
         model = _opened(dense, dtype, device, trust_remote_code, reporter)
-        result = run_evaluate(model, *compressed, tasks=tasks, calibration=calibration, reporter=reporter, **settings)
+        result = run_evaluate(
+            model, *compressed, tasks=tasks, calibration=calibration, reporter=reporter, harness=harness, **settings
+        )
     page = result.report(target)
     if as_json:
         answer = {"summary": result.summary, "run": str(page.parent), "report": str(page)}

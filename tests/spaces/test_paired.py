@@ -1,4 +1,4 @@
-"""Pairs of item scores: means, differences and shares kept against a bootstrap of its own, and the sign test."""
+"""Pairs of item scores: guarded means, differences and shares kept against a bootstrap of its own; the sign test."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunelens.spaces.paired import Pair, flips, kept_share, mean_interval, paired_difference, sign_test
+from prunelens.spaces.paired import (
+    Pair,
+    fewest_items,
+    flips,
+    kept_share,
+    lower_bound,
+    mean_interval,
+    paired_difference,
+    score_interval,
+    sign_test,
+)
 from prunelens.spaces.survival import Interval
 
 DRAWS = 20_000
@@ -54,28 +64,46 @@ def assert_interval(found: Interval, draws: np.ndarray, step: float = 0.0) -> No
     assert found.low < found.value < found.high
 
 
+def with_pseudo(values: np.ndarray, *pseudo: float) -> np.ndarray:
+    """Means of resamples of the values and of the pseudo-items beside them, drawn by their indices."""
+    every = np.concatenate([values, pseudo])
+    generator = np.random.Generator(np.random.MT19937(7))
+    return every[generator.integers(0, len(every), size=(DRAWS, len(every)))].mean(axis=1)
+
+
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("binary", [False, True])
-def test_mean_and_difference_against_a_bootstrap_over_indices(seed: int, binary: bool) -> None:
-    dense, compressed = made(60, seed, binary)
-    draws = redrawn([(dense, compressed)])[:, 0]
-    step = 1 / 60 if binary else 0.0
-    mean = mean_interval(dense, seed)
-    assert mean.value == float(np.sum(dense)) / 60
-    assert_interval(mean, draws[:, 0], step)
+def test_scores_and_differences_have_two_pseudo_items(seed: int) -> None:
+    dense, compressed = made(60, seed)
+    score = score_interval(dense, seed)
+    assert score.value == pytest.approx(float(np.sum(dense)) / 60, abs=1e-12)
+    assert_interval(score, with_pseudo(dense, 0, 1))
     difference = paired_difference(dense, compressed, seed)
-    assert difference.value == float(np.sum(compressed - dense)) / 60 < 0
-    assert_interval(difference, draws[:, 1] - draws[:, 0], step)
+    assert difference.value == pytest.approx(float(np.sum(compressed - dense)) / 60, abs=1e-12)
+    assert_interval(difference, with_pseudo(compressed - dense, -1, 1))
+    beyond = paired_difference(10 * dense, 10 * compressed, seed)
+    spread = float(np.std(10 * dense))
+    assert_interval(beyond, with_pseudo(10 * (compressed - dense), -spread, spread))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shares_of_right_answers_are_wilsons(seed: int) -> None:
+    from scipy.stats import binomtest
+
+    dense, compressed = made(60, seed, binary=True)
+    expected = binomtest(int(dense.sum()), 60).proportion_ci(0.95, method="wilson")
+    found = score_interval(dense)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert_interval(paired_difference(dense, compressed), with_pseudo(compressed - dense, -1, 1), 1 / 62)
 
 
 def test_what_both_sides_share_cancels() -> None:
-    """Unpaired sides would give an interval for a difference that is the same on every item."""
-    dense, _ = made(60, 0)
+    """Unpaired sides would give a wide interval for a difference that is nearly the same on every item."""
+    dense, _ = made(600, 0)
     found = paired_difference(dense, dense - 0.125)
-    assert [found.low, found.value, found.high] == pytest.approx([-0.125] * 3, abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((-0.125, -0.125), abs=0.008)
     kept = kept_share([(dense, dense / 2)])
     assert kept is not None
-    assert [kept.low, kept.value, kept.high] == pytest.approx([0.5] * 3, abs=1e-12)
+    assert (kept.low, kept.high) == pytest.approx((0.5, 0.5), abs=0.008)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -85,9 +113,85 @@ def test_kept_share_against_a_bootstrap_within_tasks(seed: int, sizes: tuple[int
     kept = kept_share(pairs, seed)
     assert kept is not None
     dense, compressed = (sum(float(np.mean(pair[side])) for pair in pairs) for side in (0, 1))
-    assert kept.value == compressed / dense
+    assert kept.value == pytest.approx(compressed / dense, rel=1e-12)
     totals = redrawn(pairs).sum(axis=1)
-    assert_interval(kept, totals[:, 1] / totals[:, 0])
+    generator, count = np.random.Generator(np.random.MT19937(3)), sum(sizes)
+    drawn = generator.integers(0, count + 2, size=(DRAWS, count + 2))  # the last two are the pseudo-items
+    gained, lost = (drawn == count).sum(axis=1), (drawn == count + 1).sum(axis=1)
+    shares = totals[:, 1] / totals[:, 0]
+    assert_interval(kept, ((count + 2 - gained - lost) * shares + gained) / (count + 2))
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 36, 71, 72, 224, 1000])
+def test_equal_answers_give_an_exact_bound(count: int) -> None:
+    """All of n kept: the share p for which that happens in 2.5 % of the samples, p ** n = 0.025."""
+    right = np.ones(count)
+    kept = kept_share([(right, right)])
+    assert kept is not None
+    assert (kept.value, kept.high) == (1, 1)
+    assert kept.low**count <= 0.025 + 1e-12
+    assert (kept.low >= 0.95) == (count >= 72)
+    difference = paired_difference(right, right)
+    assert (1 - difference.high) ** count == pytest.approx(0.025)
+    assert difference.low == -difference.high
+    lost = kept_share([(right, np.zeros(count))])
+    assert lost is not None
+    assert (lost.value, lost.low) == (0, 0)
+    assert (1 - lost.high) ** count <= 0.025 + 1e-12
+    assert score_interval(right).low < 1
+
+
+def test_the_fewest_items_are_those_of_the_bound() -> None:
+    assert fewest_items(0.95) == 72
+    assert fewest_items(0.9) == 36  # 0.9 ** 35 = 0.02503, 0.9 ** 36 = 0.0225
+    assert fewest_items(1.0) is None
+    assert lower_bound(0) == 0
+    for share in (0.5, 0.8, 0.95, 0.99):
+        fewest = fewest_items(share)
+        assert fewest is not None
+        assert lower_bound(fewest) >= share > lower_bound(fewest - 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 16, 36, 64, 112, 224])
+@pytest.mark.parametrize("gains", [0.0, 0.04])
+def test_a_model_that_keeps_94_percent_is_seldom_called_safe(count: int, gains: float) -> None:
+    """400 samples of a model that truly keeps 94 %; a bound of 95 % should be wrong in 2.5 % of them, at most 5."""
+    generator = np.random.default_rng(count)
+    wrong = 0
+    for _ in range(400):
+        draws = generator.random(count)
+        dense = (generator.random(count) < 0.8).astype(float)
+        loses, wins = 0.06 + gains, gains * 0.8 / 0.2
+        compressed = np.where(dense == 1, draws >= loses, draws < wins).astype(float)
+        kept = kept_share([(dense, compressed)])
+        wrong += kept is not None and kept.low >= 0.95
+    assert wrong <= (0 if count <= 64 else 0.05 * 400)
+
+
+def test_equal_models_are_safe_from_enough_items() -> None:
+    """Flips of 1 % each way among 1,500 items still show that 95 % are kept."""
+    generator = np.random.default_rng(0)
+    dense = (generator.random(1500) < 0.7).astype(float)
+    flipped = generator.random(1500) < 0.01
+    kept = kept_share([(dense, np.where(flipped, 1 - dense, dense))])
+    assert kept is not None
+    assert kept.low >= 0.95
+
+
+@settings(deadline=None, max_examples=30)
+@given(tasks=st.lists(ITEMS, min_size=1, max_size=3), seed=st.integers(0, 2**16))
+def test_the_order_of_items_and_tasks_changes_no_bit(tasks: list[list[tuple[int, int]]], seed: int) -> None:
+    pairs = [(dense / 3, compressed / 7) for dense, compressed in map(as_pair, tasks)]
+    generator = np.random.default_rng(seed)
+    mixed = []
+    for dense, compressed in pairs:
+        order = generator.permutation(len(dense))
+        mixed.append((dense[order], compressed[order]))
+    assert kept_share(pairs) == kept_share(mixed[::-1])
+    for pair, other in zip(pairs, mixed, strict=True):
+        assert paired_difference(*pair) == paired_difference(*other)
+        assert score_interval(pair[0]) == score_interval(other[0])
+        assert mean_interval(pair[1]) == mean_interval(other[1])
 
 
 def test_tasks_weigh_the_same_however_many_items_they_have() -> None:
@@ -109,16 +213,21 @@ def test_each_task_has_draws_of_its_own() -> None:
     assert one is not None
     assert both is not None
     assert both.value == one.value
-    assert (both.high - both.low) / (one.high - one.low) == pytest.approx(0.5**0.5, rel=0.08)
+    assert 0.5 < (both.high - both.low) / (one.high - one.low) < 0.5**0.5 + 0.06  # the guard shrinks by half
 
 
 @settings(deadline=None)
 @given(tasks=st.lists(ITEMS, min_size=1, max_size=3), seed=st.integers(0, 2**32 - 1))
 def test_a_model_beside_itself(tasks: list[list[tuple[int, int]]], seed: int) -> None:
     pairs = [(dense, dense.copy()) for dense, _ in map(as_pair, tasks)]
-    assert kept_share(pairs, seed) == Interval(1.0, 1.0, 1.0)
+    kept = kept_share(pairs, seed)
+    assert kept is not None
+    assert (kept.value, kept.high) == (1, 1)
+    assert kept.low < 1
     for dense, same in pairs:
-        assert paired_difference(dense, same, seed) == Interval(0.0, 0.0, 0.0)
+        difference = paired_difference(dense, same, seed)
+        assert difference.value == 0
+        assert difference.low < 0 < difference.high
         assert flips(dense, same) == (0, 0)
 
 
@@ -129,13 +238,14 @@ def test_an_interval_holds_its_value_and_stays_in_range(tasks: list[list[tuple[i
     kept = kept_share(pairs)
     assert kept is not None
     assert 0 <= kept.low <= kept.value <= kept.high
+    assert kept.low < kept.high
     for dense, compressed in pairs:
         difference = paired_difference(dense, compressed)
-        lowest, highest = (compressed - dense).min(), (compressed - dense).max()
-        assert lowest - 1e-12 <= difference.low <= difference.high <= highest + 1e-12
-        turned = paired_difference(compressed, dense)
-        assert turned.value == -difference.value
-        assert turned.low == pytest.approx(-difference.high, abs=1e-12)
+        assert -1 <= difference.low <= difference.value <= difference.high <= 1
+        assert difference.low < difference.high
+        score = score_interval(dense)
+        assert 0 <= score.low <= score.value <= score.high <= 1
+        assert score.low < score.high
 
 
 def test_the_mean_of_equal_values_lies_in_its_interval() -> None:
@@ -158,13 +268,16 @@ def test_no_share_of_nothing() -> None:
     assert kept_share([nothing]) is None
     assert kept_share([nothing, nothing]) is None
     kept = kept_share([nothing, (np.ones(4), np.zeros(4))])
-    assert kept == Interval(1.0, 1.0, 1.0)
+    assert kept is not None
+    assert (kept.value, kept.high) == (1, 1)
 
 
 def test_draws_without_a_dense_score_are_left_out() -> None:
     """Of two items one is 0: a quarter of all draws has no dense score at all."""
     kept = kept_share([(np.array([0.0, 1.0]), np.array([0.0, 0.5]))])
-    assert kept == Interval(0.5, 0.5, 0.5)
+    assert kept is not None
+    assert kept.value == 0.5
+    assert np.isfinite([kept.low, kept.high]).all()
     assert kept_share([(np.array([0.0, 1.0]), np.array([1.0, 0.0]))]) == Interval(1.0, 0.0, 1.0)
 
 

@@ -112,3 +112,16 @@ def test_faithful_length() -> None:
 )
 def test_draft_speedup(acceptance: float, cost: float, drafted: int, expected: float) -> None:
     assert survival.draft_speedup(acceptance, cost, drafted) == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(1, 12), seed=st.integers(0, 2**16))
+def test_the_order_of_prompts_changes_no_bit(count: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    rows = generator.integers(0, 4, (count, 5)) / 7  # ties between prompts
+    totals, counts = generator.normal(size=count), generator.integers(1, 9, count).astype(float)
+    order = generator.permutation(count)
+    for one, other in zip(survival.mean_curve(rows), survival.mean_curve(rows[order]), strict=True):
+        assert one.tobytes() == other.tobytes()
+    assert survival.ratio_interval(totals, counts) == survival.ratio_interval(totals[order], counts[order])
+    assert survival.expected_agreed(rows) == survival.expected_agreed(rows[order])

@@ -115,18 +115,20 @@ def test_a_model_against_itself(itself: Evaluation) -> None:
     for row in record["scores"]:
         assert row["items"] == 4
         assert row["dense"] == row["compressed"]
-        assert row["difference"] == {"mean": 0, "low": 0, "high": 0}
+        assert row["difference"]["mean"] == 0
+        assert row["difference"]["low"] < 0 < row["difference"]["high"]  # four items show little
         assert row["tie"] is True
         if row["kept"] is not None:
-            assert row["kept"] == {"mean": 1, "low": 1, "high": 1}
+            assert (row["kept"]["mean"], row["kept"]["high"]) == (1, 1)
+            assert row["kept"]["low"] < 0.5
         if row["lost"] is not None:
             assert (row["lost"], row["gained"], row["sign_test"]) == (0, 0, 1)
     kept = {row["metric"]: row["kept"] for row in record["scores"]}
-    assert kept["overlap_at_10"] == {"mean": 1, "low": 1, "high": 1}
+    assert kept["overlap_at_10"]["mean"] == 1
     assert kept["nll_dense"] is None
     assert kept["exact_match"] is None  # the random model knows nothing
-    assert {line["verdict"] for line in record["verdicts"]} == {"safe", "not measured"}
-    assert {line["use"]: line["verdict"] for line in record["verdicts"]}["long-generation"] == "safe"
+    assert {line["verdict"] for line in record["verdicts"]} == {"at risk", "not measured"}  # four items prove nothing
+    assert {line["use"]: line["verdict"] for line in record["verdicts"]}["long-generation"] == "at risk"
     assert itself.verdict == {"other": record["verdicts"]}
 
 
@@ -245,7 +247,7 @@ def test_thresholds_decide(dense: Model) -> None:
     generous = Thresholds(safe_nll=1e6, broken_nll=1e7, safe_loops=0.9, broken_loops=1)
     verdicts = []
     for thresholds in (strict, generous):
-        found = evaluate(dense, "drop-block@0,3", tasks="core_long", limit=4, long_tokens=8, thresholds=thresholds)
+        found = evaluate(dense, "drop-block@0,3", tasks="core_long", limit=24, long_tokens=4, thresholds=thresholds)
         assert found.info["thresholds"] == thresholds.model_dump()
         verdicts.append({line["use"]: line["verdict"] for line in found.summary[0]["verdicts"]}["long-generation"])
     assert verdicts[1] == "safe"
@@ -287,6 +289,7 @@ def test_columns_are_a_contract(itself: Evaluation, tmp_path: Path) -> None:
         "long_tokens": 8,
         "pooling": "mean",
         "seed": 0,
+        "allow_code": False,
     }
 
 
@@ -408,7 +411,7 @@ def test_a_beir_folder_is_a_task(dense: Model, tmp_path: Path) -> None:
             assert own[name, "overlap_at_10"][f"q{place}"] == same
     rows = {row["metric"]: row for row in found.summary[0]["scores"]}
     assert {row["use"] for row in rows.values()} == {"retrieval"}
-    assert rows["overlap_at_10"]["dense"] == {"mean": 1, "low": 1, "high": 1}
+    assert rows["overlap_at_10"]["dense"]["mean"] == rows["overlap_at_10"]["dense"]["high"] == 1
     assert rows["overlap_at_10"]["chance"] == rows["recall_at_10"]["chance"] == 10 / 12
     assert [name for name, row in rows.items() if row["decides"]] == ["ndcg_at_10", "overlap_at_10"]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from prunelens.spaces.paired import wilson
 from prunelens.study.scores import paired_values, score_rows
 from prunelens.study.verdict import (
     AT_RISK,
@@ -16,7 +17,6 @@ from prunelens.study.verdict import (
     UNKNOWN,
     Thresholds,
     Verdict,
-    _wilson,
     judge,
     predict,
 )
@@ -31,8 +31,9 @@ LOOPS = Metric("long", "loops", "long-generation", better="lower", decides="loop
 LENGTH = Metric("long", "length", "long-generation", better=None)
 EVERY = (CHOICE, FACTS, NDCG, OVERLAP, NLL, LOOPS, LENGTH)
 QUARTERS = Thresholds(safe=0.75, broken=0.5, safe_nll=0.5, broken_nll=1, safe_loops=0.25, broken_loops=0.5)
-"""Numbers without rounding: 16 items of equal value have exactly that mean, and so have all resamples."""
+"""Far enough apart that the guard of 400 equal items, a bound 0.01 away, lies between none of them."""
 BIT = 2**-10
+MANY = 400
 
 
 def scored(metric: Metric, *values: float) -> Scored:
@@ -40,8 +41,8 @@ def scored(metric: Metric, *values: float) -> Scored:
 
 
 def alike(metric: Metric, value: float) -> Scored:
-    """16 items of one value."""
-    return scored(metric, *[value] * 16)
+    """Many items of one value."""
+    return scored(metric, *[value] * MANY)
 
 
 def judged(
@@ -67,9 +68,10 @@ def measured(metric: Metric, dense: float, own: float, thresholds: Thresholds = 
 def from_row(decides: str, mean: float, low: float, high: float, thresholds: Thresholds | None = None) -> Verdict:
     """The verdict for a row with this interval of the deciding number."""
     interval = {"mean": mean, "low": low, "high": high}
-    use = "retrieval" if decides == "agreement" else "long-generation"
-    row = {"task": "t", "metric": "m", "use": use, "decides": decides, "at_chance": False}
-    found = judge([], [], [row | {"compressed": interval, "difference": interval}], None, thresholds)
+    use = "retrieval" if decides in ("agreement", "kept") else "long-generation"
+    row = {"task": "t", "metric": "m", "use": use, "decides": decides, "at_chance": False, "chance": 0.0}
+    row |= {"adds": False, "right": 10**6}
+    found = judge([], [], [row | {"kept": interval, "difference": interval}], None, thresholds)
     (line,) = [line for line in found if line.use == use]
     assert (line.value, line.low, line.high, line.source) == (mean, low, high, "measured")
     return line
@@ -89,8 +91,8 @@ def comparison(**changed: Any) -> dict[str, Any]:
 # --------------------------------------------------------------------------- thresholds
 
 
-@pytest.mark.parametrize(("dense", "chance"), [(1.0, CHOICE), (0.5, FACTS), (0.5, NDCG)])
-def test_share_kept_at_its_thresholds(dense: float, chance: Metric) -> None:
+@pytest.mark.parametrize("decides", ["kept", "agreement"])
+def test_shares_at_their_thresholds(decides: str) -> None:
     for share, expected in (
         (1.5, SAFE),
         (1.0, SAFE),
@@ -102,19 +104,29 @@ def test_share_kept_at_its_thresholds(dense: float, chance: Metric) -> None:
         (0.5 - BIT, BROKEN),
         (0.0, BROKEN),
     ):
-        found = measured(chance, dense, share * dense)
+        found = from_row(decides, share, share, share, QUARTERS)
         assert found.verdict == expected, share
-        assert (found.value, found.low, found.high) == (share, share, share)
-        assert found.source == "measured"
         assert found.rule == "safe ≥ 75 %, broken < 50 %"
-        assert chance.task in found.number
+        assert "(t" in found.number
+
+
+@pytest.mark.parametrize("metric", [CHOICE, FACTS, NDCG])
+def test_what_share_is_kept(metric: Metric) -> None:
+    for share, expected in ((1.5, SAFE), (1.0, SAFE), (0.7, AT_RISK), (0.25, BROKEN)):
+        found = measured(metric, 0.5, share * 0.5)
+        assert (found.verdict, found.value) == (expected, pytest.approx(share))
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low < found.value <= found.high  # type: ignore[operator]
+        assert (found.source, found.rule) == ("measured", "safe ≥ 75 %, broken < 50 %")
+        assert metric.task in found.number
 
 
 @pytest.mark.parametrize(
-    ("metric", "safe", "broken", "rule"),
-    [(NLL, 0.5, 1.0, "safe ≤ 0.5, broken > 1"), (LOOPS, 0.25, 0.5, "safe ≤ 25 %, broken > 50 %")],
+    ("decides", "safe", "broken", "rule"),
+    [("nll", 0.5, 1.0, "safe ≤ 0.5, broken > 1"), ("loops", 0.25, 0.5, "safe ≤ 25 %, broken > 50 %")],
 )
-def test_costs_at_their_thresholds(metric: Metric, safe: float, broken: float, rule: str) -> None:
+def test_costs_at_their_thresholds(decides: str, safe: float, broken: float, rule: str) -> None:
     for excess, expected in (
         (-0.125, SAFE),
         (0.0, SAFE),
@@ -123,11 +135,10 @@ def test_costs_at_their_thresholds(metric: Metric, safe: float, broken: float, r
         (broken, AT_RISK),
         (broken + BIT, BROKEN),
     ):
-        found = measured(metric, 0.25, 0.25 + excess)
+        found = from_row(decides, excess, excess, excess, QUARTERS)
         assert found.verdict == expected, excess
-        assert (found.value, found.low, found.high) == (excess, excess, excess)
         assert found.rule == rule
-        assert "long" in found.number
+        assert "(t)" in found.number
 
 
 @pytest.mark.parametrize(
@@ -153,7 +164,7 @@ def test_the_whole_interval_has_to_be_on_one_side(decides: str, safe: float, bro
 
 def test_a_share_whose_interval_straddles_is_at_risk() -> None:
     """Half of the items are kept and half are lost: the mean alone would be safe, or broken."""
-    items = [1.0] * 8 + [0.0] * 8
+    items = [1.0] * 100 + [0.0] * 100
     dense, own = [alike(FACTS, 1.0)], [scored(FACTS, *items)]
     rows = score_rows(dense, own)
     for limits in (Thresholds(safe=0.45, broken=0.05), Thresholds(safe=0.95, broken=0.55)):
@@ -201,13 +212,15 @@ def test_the_error_names_both_thresholds() -> None:
 
 def test_the_same_item_scores_are_safe() -> None:
     generator = np.random.default_rng(0)
-    sides = [scored(metric, *(generator.random(40) > 0.3).astype(float)) for metric in EVERY if metric != OVERLAP]
+    sides = [scored(metric, *(generator.random(MANY) > 0.3).astype(float)) for metric in EVERY if metric != OVERLAP]
     sides.append(alike(OVERLAP, 1.0))
-    for limits in (None, Thresholds(safe=1, safe_nll=0, safe_loops=0)):
-        found = judge(sides, sides, score_rows(sides, sides), None, limits)
-        assert [line.verdict for line in found] == [SAFE] * 4
-        assert [line.value for line in found] == [1, 1, 1, 0]
-        assert {line.reason for line in found} == {""}
+    found = judge(sides, sides, score_rows(sides, sides))
+    assert [line.verdict for line in found] == [SAFE] * 4
+    assert [line.value for line in found] == [1, 1, 1, 0]
+    assert {line.reason for line in found} == {""}
+    found = judge(sides, sides, score_rows(sides, sides), None, Thresholds(safe=1, safe_nll=0, safe_loops=0))
+    assert [line.verdict for line in found] == [AT_RISK] * 4  # no number of items shows that nothing is lost
+    assert found[0].reason == "no number of items that the dense model gets right shows 100 %"
 
 
 @pytest.mark.parametrize(
@@ -238,10 +251,10 @@ def test_the_worst_number_decides(nll: float, loops: float, expected: str, decid
 def test_a_bad_verdict_outweighs_a_worse_mean() -> None:
     """A wide interval around a bad mean is at risk; a narrow one beyond its threshold is broken and decides."""
     texts = [*[4.0] * 8, *[0.0] * 8]  # its interval is wide: 2 nats in the mean, four times what breaks
-    dense, own = [alike(NLL, 0), alike(LOOPS, 0)], [scored(NLL, *texts), alike(LOOPS, 0.5 + BIT)]
+    dense, own = [alike(NLL, 0), alike(LOOPS, 0)], [scored(NLL, *texts), alike(LOOPS, 0.75)]
     limits = Thresholds(safe_nll=0.25, broken_nll=1.25, safe_loops=0.25, broken_loops=0.5)
     (found,) = [line for line in judge(dense, own, score_rows(dense, own), None, limits) if line.value is not None]
-    assert (found.verdict, found.value) == (BROKEN, 0.5 + BIT)
+    assert (found.verdict, found.value) == (BROKEN, 0.75)
 
 
 def test_the_worst_of_a_score_and_a_cost() -> None:
@@ -272,10 +285,11 @@ def test_what_does_not_decide_is_not_judged() -> None:
 def test_agreement_decides_where_no_score_does() -> None:
     assert judged({NDCG: (1, 1), OVERLAP: (1, 0.25)})["retrieval"].verdict == SAFE
     found = judged({NDCG: (0.125, 0.125), OVERLAP: (1, 0.25)})["retrieval"]
-    assert (found.verdict, found.value) == (BROKEN, 0.25)
+    assert (found.verdict, found.value) == (BROKEN, pytest.approx((0.25 - 0.125) / 0.875))
     assert "search" in found.number
     assert found.reason == "left out: the dense model is at chance on search"
-    assert judged({OVERLAP: (1, 0.75)})["retrieval"].verdict == SAFE
+    assert judged({OVERLAP: (1, 0.75)})["retrieval"].verdict == AT_RISK  # 0.71 of what is beyond chance
+    assert judged({OVERLAP: (1, 0.875)})["retrieval"].verdict == SAFE
 
 
 # --------------------------------------------------------------------------- chance
@@ -287,7 +301,9 @@ def test_a_dense_model_at_chance_is_not_measured() -> None:
         assert found.verdict == UNKNOWN
         assert found.reason == f"the dense model is at chance on {metric.task}"
         assert (found.value, found.number, found.source) == (None, "", "")
-        assert measured(metric, level + BIT, level + BIT).verdict == (UNKNOWN if level + BIT < metric.chance else SAFE)
+        above = level + 0.0625
+        assert metric.chance is not None
+        assert measured(metric, above, above).verdict == (UNKNOWN if above < metric.chance else SAFE)
 
 
 def test_an_interval_that_reaches_chance_is_at_chance() -> None:
@@ -382,11 +398,11 @@ def test_wilson_is_scipys() -> None:
     for total in (1, 2, 8, 16, 100, 1000):
         for count in {0, 1, total // 3, total // 2, total - 1, total}:
             expected = binomtest(count, total).proportion_ci(0.95, method="wilson")
-            found = _wilson(count, total)
-            assert found["mean"] == count / total
-            assert found["low"] == pytest.approx(expected.low, abs=1e-12)
-            assert found["high"] == pytest.approx(expected.high, abs=1e-12)
-            assert 0 <= found["low"] <= found["high"] <= 1
+            found = wilson(count, total)
+            assert found.value == count / total
+            assert found.low == pytest.approx(expected.low, abs=1e-12)
+            assert found.high == pytest.approx(expected.high, abs=1e-12)
+            assert 0 <= found.low <= found.high <= 1
 
 
 # --------------------------------------------------------------------------- rows

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.metrics import bleu, mean
 
 from conftest import text_model, text_network, text_tokenizer, tiny_network
 from oracle import zeroed
@@ -20,7 +22,8 @@ from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, wrap
 from prunelens.models.surgery import Drop, dropped
 from prunelens.study.settings import silent
-from prunelens.tasks.harness import Harness, HarnessTask, _scored
+from prunelens.tasks.harness import Harness
+from prunelens.tasks.harness_metrics import HarnessTask, score_items
 from prunelens.tasks.suite import CORE_HARNESS, Metric, Scored, in_subset, suite_folder
 
 CORE = suite_folder() / "core"
@@ -385,33 +388,42 @@ def sample(filtered: str = "none", doc_id: int = 0, responses: Any = (" yes",), 
     }
 
 
-def described(name: str = "theirs", output_type: str = "generate_until", primary: str = "em") -> HarnessTask:
-    return HarnessTask(name, output_type, primary, 32, 2)
+def described(name: str = "theirs", output_type: str = "generate_until", max_tokens: int = 32, **metrics: Any) -> Any:
+    """A task that declares metrics by name: (whether higher is better, aggregation)."""
+    declared = metrics or {"em": (True, mean)}
+    task = SimpleNamespace(
+        config=SimpleNamespace(process_results=None, doc_to_choice=None, generation_kwargs={}),
+        aggregation=lambda: {metric: how for metric, (_, how) in declared.items()},
+        higher_is_better=lambda: {metric: higher for metric, (higher, _) in declared.items()},
+    )
+    return HarnessTask(name, output_type, max_tokens, 2, task)
 
 
 @pytest.mark.parametrize("value", [(-3.5, 7), "yes", ["a", "b"], None, {"a": 1}])
-def test_a_metric_without_a_number_for_each_item_is_refused(value: Any) -> None:
-    with pytest.raises(PrunelensError, match="number for each item, found none in theirs"):
-        _scored(described(), [sample(em=value), sample(doc_id=1, em=value)])
-    with pytest.raises(PrunelensError, match="found none in theirs"):
-        _scored(described(), [sample(em=1.0), sample(doc_id=1, em=value)])
+def test_a_mean_of_what_is_no_number_never_decides(value: Any) -> None:
+    (found,) = score_items(described(), [sample(em=value), sample(doc_id=1, em=1.0)])
+    assert (found.metric.decides, found.metric.reason) == (None, "em has items that are no numbers")
+    assert found.values == {"0": None, "1": None}
 
 
 def test_metrics_with_numbers_are_kept_and_the_first_decides() -> None:
     rows = [
-        sample(filtered, doc_id, em=doc_id == 1, f1=torch.tensor(0.5 + doc_id), bleu=("a", "b"))
+        sample(filtered, doc_id, f1=torch.tensor(0.5 + doc_id), em=doc_id == 1, bleu=("a", "b"))
         for filtered in ("strict", "flexible")
         for doc_id in (0, 1)
     ]
-    found = _scored(described(), rows)
-    assert [(one.metric.name, one.metric.decides) for one in found] == [
-        ("em/strict", "kept"),
-        ("f1/strict", None),
-        ("em/flexible", None),
-        ("f1/flexible", None),
+    found = score_items(described(em=(True, mean), f1=(True, mean), bleu=(True, bleu)), rows)
+    assert [(one.metric.name, one.metric.decides, one.metric.aggregation) for one in found] == [
+        ("em/strict", "kept", "mean"),
+        ("f1/strict", None, "mean"),
+        ("bleu/strict", None, "bleu"),
+        ("em/flexible", None, "mean"),
+        ("f1/flexible", None, "mean"),
+        ("bleu/flexible", None, "bleu"),
     ]
     assert found[0].values == {"0": 0.0, "1": 1.0}
     assert found[1].values == {"0": 0.5, "1": 1.5}
+    assert (found[2].values, found[2].parts) == ({"0": None, "1": None}, {"0": ["a", "b"], "1": ["a", "b"]})
     assert {one.metric.use for one in found} == {"short-generation"}
     assert found[0].answers == {"0": " yes", "1": " yes"}
 
@@ -419,17 +431,18 @@ def test_metrics_with_numbers_are_kept_and_the_first_decides() -> None:
 def test_chance_is_the_mean_over_items_with_their_own_number_of_choices() -> None:
     two, four = [(-1.0, False), (-2.0, False)], [(-3.0, False), (-2.0, False), (-1.0, False), (-4.0, False)]
     rows = [sample(responses=two, acc=1.0, brier=0.5), sample(doc_id=1, responses=four, acc=0.0, brier=0.5)]
-    accuracy, brier = _scored(described(output_type="multiple_choice", primary="acc"), rows)
+    task = described("theirs", "multiple_choice", acc=(True, mean), brier=(False, mean))
+    accuracy, brier = score_items(task, rows)
     assert accuracy.metric == Metric("theirs", "acc", "multiple-choice", 0.375, "higher", "kept")
-    assert brier.metric.chance == 0
+    assert (brier.metric.chance, brier.metric.better, brier.metric.decides) == (None, "lower", None)
     assert accuracy.answers == {"0": "0", "1": "2"}
 
 
 def test_what_a_task_says_of_its_use() -> None:
-    assert HarnessTask("t", "generate_until", "em", 33, 1).use == "long-generation"
-    assert HarnessTask("t", "generate_until", "em", 32, 1).use == "short-generation"
-    assert HarnessTask("t", "loglikelihood", "em", 32, 1).use is None
-    (scored,) = _scored(described(output_type="loglikelihood"), [sample(em=1.0)])
+    assert described(max_tokens=33).use == "long-generation"
+    assert described(max_tokens=32).use == "short-generation"
+    assert described(output_type="loglikelihood").use is None
+    (scored,) = score_items(described(output_type="loglikelihood"), [sample(em=1.0)])
     assert scored.metric.decides is None
 
 

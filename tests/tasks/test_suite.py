@@ -330,7 +330,7 @@ def test_tasks_by_class() -> None:
         ({"multiple-choise": ["core_choice"]}, ["'multiple-choise'", "did you mean multiple-choice?", *USES]),
         ({"retrieval": []}, ["retrieval", "no task"]),
         ({"retrieval": [""]}, ["empty"]),
-        ({"retrieval": ["a"], "multiple-choice": ["core_choice", "a"]}, ["task a", "twice"]),
+        ({"retrieval": ["gsm8k"], "multiple-choice": ["core_choice", "gsm8k"]}, ["task gsm8k", "twice"]),
         ({"retrieval": ["core_retrievel"]}, ["did you mean core_retrieval?"]),
     ],
 )

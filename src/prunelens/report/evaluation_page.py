@@ -7,7 +7,7 @@ import jinja2
 from markupsafe import Markup
 
 from prunelens.report.environment import THEME, environment
-from prunelens.report.evaluation import SHARES, UNITS, amount
+from prunelens.report.evaluation import UNITS, amount, chance_words, decoding_lines, is_shown_as_share, remark
 from prunelens.report.figures import GRID, MUTED, Figure, Key, Look, Panel, axis, draw, look, plot_text
 from prunelens.report.payload import script_json
 from prunelens.report.wording import shorten
@@ -41,7 +41,7 @@ def render_evaluation(run: Run) -> str:
             cut=_cut(run),
             changed=_changed(run),
             made=_made(info),
-            notes=info["notes"],
+            notes=[*decoding_lines(info), *info["notes"]],
         )
     )
 
@@ -72,7 +72,7 @@ def score_cells(record: Record) -> list[dict[str, Any]]:
     """The rows of a score table as text."""
     found, task = [], None
     for row in record["scores"]:
-        share = row["metric"].split("/")[0] in SHARES
+        share = is_shown_as_share(row)
         found.append(
             {
                 "first": row["task"] != task,
@@ -80,26 +80,24 @@ def score_cells(record: Record) -> list[dict[str, Any]]:
                 "metric": row["metric"],
                 "meaning": UNITS.get(row["metric"], "share" if share else ""),
                 "dense": amount(row["dense"], share),
-                "chance": amount_alone(row["chance"], share) if row["chance"] else "",
+                "chance": chance_words(row),
                 "compressed": amount(row["compressed"], share),
                 "difference": amount(row["difference"], share),
                 "flips": "" if row["lost"] is None else f"{row['lost']} / {row['gained']} (p {row['sign_test']:.2g})",
-                "remark": "dense at chance" if row["at_chance"] else "tie" if row["tie"] else "",
+                "remark": remark(row),
             }
         )
         task = row["task"]
     return found
 
 
-def amount_alone(value: float, share: bool) -> str:
-    """A value without an interval."""
-    return f"{100 * value:.1f} %" if share else f"{value:.3f}"
-
-
 def differences_figure(summary: list[Record]) -> Figure | None:
     """For each task the deciding metric's difference to the dense model, one mark a compressed model."""
-    shown = [[row for row in record["scores"] if row["decides"]] for record in summary]
-    shares = [[row for row in rows if row["decides"] != "nll"] for rows in shown]
+    shown = [
+        [row for row in record["scores"] if row["decides"] and row["difference"]["low"] is not None]
+        for record in summary
+    ]
+    shares = [[row for row in rows if row["decides"] != "nll" and row.get("adds", True)] for rows in shown]
     costs = [[row for row in rows if row["decides"] == "nll"] for rows in shown]
     panels = [
         panel
@@ -228,8 +226,19 @@ def _made(info: Record) -> list[tuple[str, Any]]:
         ("dense model", f"{dense['name']}, {dense['family']}, {dense['dtype']} on {dense['device']}"),
         ("fingerprint", dense["fingerprint"]),
         *((name.replace("_", " "), value) for name, value in info["settings"].items()),
+        *_decoding(info),
         ("seconds", info["seconds"]),
         ("made", info["created"]),
         ("versions", [f"{name} {value}" for name, value in info["versions"].items()]),
     ]
     return [(name, value) for name, value in found if value is not None]
+
+
+def _decoding(info: Record) -> list[tuple[str, Any]]:
+    """How answers were written, by model; nothing where no task of the harness has any written, or nobody says."""
+    found = info.get("decoding", {}).get("harness", {})
+    return [
+        (f"generation settings of {label}", [f"{name} {value}" for name, value in own.items()] or "plain")
+        for label, own in found.items()
+        if own is not None
+    ]

@@ -77,6 +77,7 @@ def common_prefix(left: Sequence[int], right: Sequence[int], horizon: int) -> in
 
 def mean_curve(rows: Float[np.ndarray, "P N"], seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(mean, low, high), each of length N: the mean over prompts with its 95 % bootstrap interval."""
+    rows = in_order(rows)
     means = _resampling_weights(len(rows), seed) @ rows / len(rows)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
@@ -86,12 +87,19 @@ def mean_curve(rows: Float[np.ndarray, "P N"], seed: int = 0) -> tuple[np.ndarra
 
 def ratio_interval(totals: Float[np.ndarray, " P"], counts: Float[np.ndarray, " P"], seed: int = 0) -> Interval:
     """Σ totals / Σ counts over prompts, with its 95 % bootstrap interval (a mean over tokens)."""
+    totals, counts = in_order(np.stack([totals, counts], axis=1)).T.copy()
     weights = _resampling_weights(len(totals), seed)
     ratios = (weights @ totals) / (weights @ counts)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(ratios, [tail, 1 - tail])
     value = float(totals.sum() / counts.sum())
     return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def in_order(rows: Float[np.ndarray, "P ..."]) -> Float[np.ndarray, "P ..."]:
+    """Rows sorted by their values, first column first, so that sums and resamples do not depend on their order."""
+    rows = np.ascontiguousarray(rows + 0.0)  # one kind of zero
+    return np.sort(rows) if rows.ndim == 1 else np.ascontiguousarray(rows[np.lexsort(rows.T[::-1])])
 
 
 def faithful_length(curve: Float[np.ndarray, " N"]) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -38,7 +39,8 @@ class TaskSettings:
     `limit` is the most items of each task, `subset` which of them (`all`, `search`: every second one, `held-out`: the
     others). `batch_size` counts requests run together. `chat_template` applies it to the prompts of harness tasks;
     core_long always uses it. `long_tokens` is where its texts are cut. `pooling` makes an embedding of a text's
-    states (`mean`, `lasttoken`). `seed` is of experts that are dropped at random.
+    states (`mean`, `lasttoken`). `seed` is of experts that are dropped at random. `allow_code` runs tasks that execute
+    what the model writes, without a sandbox.
     """
 
     limit: int | None = None
@@ -48,6 +50,7 @@ class TaskSettings:
     long_tokens: int = 256
     pooling: str = "mean"
     seed: int = 0
+    allow_code: bool = False
 
     def check(self) -> None:
         """Refuse settings without meaning.
@@ -75,6 +78,19 @@ class Found:
     texts: list[LongText]
 
 
+def open_harness(chosen: Chosen, settings: TaskSettings) -> Harness | None:
+    """The tasks of lm-evaluation-harness, loaded without any model; None where none was chosen.
+
+    Raises:
+        PrunelensError: a task that cannot be run, or of which the subset holds no item.
+    """
+    if not chosen.harness:
+        return None
+    found = Harness(chosen.harness, settings.allow_code)
+    found.check_items(settings.subset, settings.limit)
+    return found
+
+
 class Bench:
     """A dense model with its tasks, found and loaded once; measures compressed models beside it.
 
@@ -82,12 +98,21 @@ class Bench:
         PrunelensError: an unknown task, data that cannot be loaded, or a library that is missing.
     """
 
-    def __init__(self, dense: Model, chosen: Chosen, settings: TaskSettings, reporter: Reporter = silent) -> None:
+    def __init__(
+        self,
+        dense: Model,
+        chosen: Chosen,
+        settings: TaskSettings,
+        reporter: Reporter = silent,
+        harness: Harness | None = None,
+    ) -> None:
         settings.check()
         if dense.tokenizer is None:
             raise PrunelensError(f"{dense.name} has no tokenizer; put its tokenizer files beside config.json")
         self.dense, self.chosen, self.settings, self.reporter = dense, chosen, settings, reporter
-        self._harness = Harness(chosen.harness) if chosen.harness else None
+        self._harness = harness or open_harness(chosen, settings)
+        if self._harness is not None:
+            self._harness.check_length(dense)
         self._corpora = {name: read_corpus(retrieval_folder(name)) for name in chosen.retrieval}
         self._prompts = self._long_prompts() if CORE_LONG in chosen.tasks else []
         self._retrieved: dict[str, Retrieved] = {}
@@ -119,6 +144,10 @@ class Bench:
         for corpus in self._corpora.values():
             asked += [*corpus.queries.values(), *corpus.passages.values()]
         return [text for text in asked if len(text) >= MIN_QUESTION]
+
+    def decoding(self, model: Model) -> dict[str, Any] | None:
+        """The checkpoint's generation settings that its written answers in harness tasks follow; None without such."""
+        return self._harness.decoding(model) if self._harness is not None else None
 
     @cached_property
     def dense_found(self) -> Found:

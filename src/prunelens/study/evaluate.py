@@ -9,7 +9,7 @@ from typing import Any
 
 from prunelens.models.loading import Model, load
 from prunelens.pruning.importance import rank_redundancy
-from prunelens.study.bench import Bench, Found, TaskSettings
+from prunelens.study.bench import Bench, Found, TaskSettings, open_harness
 from prunelens.study.calibration_texts import calibrate
 from prunelens.study.candidates import Candidate, Compressible, apply_recipes, open_candidates, parse_candidates
 from prunelens.study.evaluation import EVALUATION, Evaluation, texts_table, values_table
@@ -18,6 +18,8 @@ from prunelens.study.scores import score_rows
 from prunelens.study.settings import Reporter, silent
 from prunelens.study.store import Run
 from prunelens.study.verdict import Thresholds, judge
+from prunelens.tasks.decoding import FREE, decoding_note
+from prunelens.tasks.harness import Harness
 from prunelens.tasks.suite import Chosen, parse_tasks
 
 TasksGiven = str | Sequence[str] | Mapping[str, Sequence[str]]
@@ -30,6 +32,7 @@ def evaluate(
     thresholds: Thresholds | None = None,
     calibration: str | Path | None = None,
     reporter: Reporter = silent,
+    harness: Harness | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Run tasks on a dense model and on compressed ones, and judge each class of use.
@@ -41,16 +44,17 @@ def evaluate(
         thresholds: where safe ends and broken begins.
         calibration: text, JSONL or .npy of token ids for the recipes; None for the dense model's own texts.
         reporter: progress display.
+        harness: the tasks of lm-evaluation-harness, where `check_evaluation` has loaded them.
         settings: fields of `TaskSettings`.
 
     Raises:
         PrunelensError: bad input, before anything is computed.
     """
-    chosen = check_evaluation(compressed, tasks, settings)
+    chosen, asked, harness = check_evaluation(compressed, tasks, settings, harness)
     model = dense if isinstance(dense, Model) else load(dense)
     candidates = open_candidates(model, compressed)
     start = time.perf_counter()
-    bench = Bench(model, chosen[0], chosen[1], reporter)
+    bench = Bench(model, chosen, asked, reporter, harness)
     _make(bench, candidates, calibration, reporter)
     _ = bench.dense_found
     found = {candidate.label: bench.measure(candidate.label, candidate.variant(model)) for candidate in candidates}
@@ -58,17 +62,19 @@ def evaluate(
 
 
 def check_evaluation(
-    compressed: Sequence[Compressible], tasks: TasksGiven, settings: dict[str, Any]
-) -> tuple[Chosen, TaskSettings]:
-    """Refuse what needs no model to be seen wrong.
+    compressed: Sequence[Compressible], tasks: TasksGiven, settings: dict[str, Any], harness: Harness | None = None
+) -> tuple[Chosen, TaskSettings, Harness | None]:
+    """Refuse what needs no model to be seen wrong; the harness's tasks are loaded for it, unless they are already.
 
     Raises:
-        PrunelensError: settings without meaning, a malformed recipe, no task, nothing to compare.
+        PrunelensError: settings without meaning, a malformed recipe, no task, one that is unknown or cannot be run,
+            nothing to compare.
     """
-    chosen = TaskSettings(**settings)
-    chosen.check()
+    asked = TaskSettings(**settings)
+    asked.check()
     parse_candidates(compressed)
-    return parse_tasks(tasks), chosen
+    chosen = parse_tasks(tasks)
+    return chosen, asked, harness or open_harness(chosen, asked)
 
 
 def _make(bench: Bench, candidates: Sequence[Candidate], calibration: str | Path | None, reporter: Reporter) -> None:
@@ -108,6 +114,13 @@ def collect(
         )
     models = [bench.dense, *[candidate.model for candidate in candidates if candidate.model]]
     made = [candidate.pruned for candidate in candidates if candidate.pruned]
+    decoding = {
+        label: bench.decoding(model)
+        for label, model in (
+            ("dense", bench.dense),
+            *[(candidate.label, candidate.model) for candidate in candidates if candidate.model],
+        )
+    }
     info = {
         "format": EVALUATION.format,
         "format_version": EVALUATION.version,
@@ -116,10 +129,15 @@ def collect(
         "compressed": [describe_candidate(candidate, bench.dense) for candidate in candidates],
         "tasks": list(bench.chosen.tasks),
         "settings": asdict(bench.settings),
+        "decoding": {"harness": decoding, "others": FREE},
         "thresholds": thresholds.model_dump(),
-        "notes": [note for model in models for note in model.notes]
-        + bench.notes
-        + [note for one in made for note in one.notes],
+        "notes": [
+            *[note for model in models for note in model.notes],
+            *bench.notes,
+            *[note for one in made for note in one.notes],
+            *bench.chosen.notes,
+            *decoding_note(decoding),
+        ],
         "seconds": round(seconds, 3),
         "versions": {
             name: version(name)

@@ -28,7 +28,8 @@ def use_loss(rows: Mapping[str, Sequence[Mapping[str, Any]]], key: str, use: str
         return None
     if decides == "nll":
         return float(np.mean([row["difference"] for row in found]))
-    return 1 - float(sum(row["compressed"] for row in found) / sum(row["dense"] for row in found))
+    found = [row for row in found if row["dense"] <= 1]  # scores on other scales cannot be added
+    return 1 - float(sum(row["compressed"] for row in found) / sum(row["dense"] for row in found)) if found else None
 
 
 PREDICTIONS = (

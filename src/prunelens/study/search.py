@@ -265,14 +265,23 @@ def loss_of(aim: Aim, dense: Sequence[Scored], compressed: Sequence[Scored]) -> 
     Raises:
         PrunelensError: the dense model is at chance on every task of the class.
     """
-    rows = [row for row in score_rows(dense, compressed) if row["use"] == aim.use and row["decides"]]
+    every = [row for row in score_rows(dense, compressed) if row["use"] == aim.use]
+    rows = [row for row in every if row["decides"]]
+    deciding = {(one.metric.task, one.metric.name) for one in dense if one.metric.decides}
+    missing = [row for row in every if not row["decides"] and (row["task"], row["metric"]) in deciding]
     losses = [_loss(row, aim) for row in rows if row["decides"] in ("nll", "loops")]
     kept = [row for row in rows if row["decides"] == "kept" and not row["at_chance"]]
-    if kept:
-        share = sum(row["compressed"]["mean"] for row in kept) / sum(row["dense"]["mean"] for row in kept)
+    added = [row for row in kept if row["adds"]]
+    if added:
+        share = sum(row["compressed"]["mean"] for row in added) / sum(row["dense"]["mean"] for row in added)
         losses.append(((1 - share) / aim.tolerance, f"{100 * share:.1f} % of the dense score"))
+    for row in kept:
+        if not row["adds"] and row["kept"]:
+            share = row["kept"]["mean"]
+            losses.append(((1 - share) / aim.tolerance, f"{100 * share:.1f} % of {row['metric']} on {row['task']}"))
+    losses += [(1 / aim.tolerance, f"{row['task']}: {row['reason']}") for row in missing]
     if not losses:
-        losses = [_loss(row, aim) for row in rows if row["decides"] == "agreement"]
+        losses = [_loss(row, aim) for row in rows if row["decides"] == "agreement" and row["kept"]]
     if not losses:
         raise PrunelensError(
             f"the dense model is at chance on every task for {aim.use}, so that nothing can be kept of it; "
@@ -294,8 +303,8 @@ def coarse(aim: Aim, dense: Sequence[Scored]) -> list[str]:
 
 def _loss(row: dict[str, Any], aim: Aim) -> tuple[float, str]:
     if row["decides"] == "agreement":
-        share = row["compressed"]["mean"]
-        return (1 - share) / aim.tolerance, f"{100 * share:.1f} % of the neighbours"
+        share = row["kept"]["mean"]
+        return (1 - share) / aim.tolerance, f"{100 * share:.1f} % of the neighbours beyond chance"
     more = row["difference"]["mean"]
     if row["decides"] == "nll":
         return more / (2 * aim.tolerance), f"{more:+.3f} nats per token"
@@ -308,8 +317,10 @@ def _sizes(dense: Model, pruned: Pruned) -> list[float]:
 
 
 def _stored(found: Found) -> dict[str, Any]:
-    return {"scored": [{"metric": asdict(one.metric), "values": one.values} for one in found.scored]}
+    return {
+        "scored": [{"metric": asdict(one.metric), "values": one.values, "parts": one.parts} for one in found.scored]
+    }
 
 
 def _scored(stored: dict[str, Any]) -> Scored:
-    return Scored(Metric(**stored["metric"]), {key: float(value) for key, value in stored["values"].items()})
+    return Scored(Metric(**stored["metric"]), stored["values"], parts=stored.get("parts", {}))

@@ -48,6 +48,7 @@ def _summary(tables: dict[str, pa.Table], info: dict[str, Any], record: dict[str
     cost_ratio = record["parameters"] / dense_parameters
     return {
         "compressed": label,
+        "num_prompts": len(set(sampled["prompt_id"].to_pylist())),
         "parameters": record["parameters"],
         "parameters_saved": 1 - cost_ratio,
         "size": _size(info, record, token_mean(greedy, "kl_dense_compressed").value),

@@ -15,6 +15,7 @@ from prunelens.study.scores import score_rows
 from prunelens.study.store import Run
 from prunelens.study.study_file import Cell, Study
 from prunelens.study.verdict import judge
+from prunelens.tasks.aggregation import MEAN
 from prunelens.tasks.suite import Metric, Scored
 
 CELL_NUMBERS = (
@@ -117,7 +118,7 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
         summary = compared.info["summary"][0] if compared else None
         rows["cells"].append(about | {"status": "done"} | _numbers(record, summary))
         sides = _sides(evaluated) if evaluated else ([], [])
-        scores = score_rows(*sides)
+        scores = score_rows(*sides, evaluated.info["summary"][0]["scores"] if evaluated else ())
         rows["scores"] += [names | _flat(row) for row in scores]
         lines = judge(*sides, scores, summary, study.thresholds)
         rows["verdicts"] += [names | line.as_dict() for line in lines]
@@ -216,12 +217,22 @@ def _sides(evaluated: Run) -> tuple[list[Scored], list[Scored]]:
 
 def _scored(run: Run, model: str, rows: Sequence[Mapping[str, Any]]) -> list[Scored]:
     """Item scores from the stored table."""
-    values: dict[tuple[str, str], dict[str, float]] = {}
+    values: dict[tuple[str, str], dict[str, float | None]] = {}
     for row in run.tables["tasks"].to_pylist():
         if row["model"] == model:
             values.setdefault((row["task"], row["metric"]), {})[row["item_id"]] = row["value"]
     metrics = [
-        Metric(row["task"], row["metric"], row["use"], row["chance"], row["better"], row["decides"]) for row in rows
+        Metric(
+            row["task"],
+            row["metric"],
+            row["use"],
+            row["chance"],
+            row["better"],
+            row["decides"],
+            row.get("aggregation", MEAN),
+            row.get("reason", ""),
+        )
+        for row in rows
     ]
     return [Scored(metric, values[metric.task, metric.name]) for metric in metrics]
 

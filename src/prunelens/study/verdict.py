@@ -1,13 +1,12 @@
 """For which uses a compressed model keeps what the dense model does: safe, at risk, broken, or not measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from prunelens.spaces.paired import kept_share
+from prunelens.spaces.paired import fewest_items, kept_share, lower_bound, wilson
 from prunelens.study.scores import as_dict, paired_values
 from prunelens.tasks.suite import USES, Scored
 
@@ -16,6 +15,8 @@ ORDER = (SAFE, AT_RISK, BROKEN)
 MIN_OPTIONS = 8
 """Fewest prompts with options from which a choice is predicted."""
 SHORT_STEPS = "8"
+MIN_AMOUNTS = 20
+"""Fewest texts from which an excess in nats, which has no bounds, is called safe (theory.md, V3)."""
 
 Record = Mapping[str, Any]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -110,16 +111,35 @@ def _measured(
     """The worst of the class's deciding numbers."""
     lines = [_cost(use, row, limits) for row in rows if row["decides"] in ("nll", "loops")]
     usable = [row for row in rows if row["decides"] == "kept" and not row["at_chance"]]
-    if usable:
-        lines.append(_kept(use, dense, compressed, usable, limits))
-    elif not lines:
-        lines = [_agreement(use, row, limits) for row in rows if row["decides"] == "agreement"]
-    chance = sorted(row["task"] for row in rows if row["at_chance"])
-    note = f"the dense model is at chance on {', '.join(chance)}" if chance else ""
+    added = [row for row in usable if row.get("adds", True)]
+    if added:
+        lines.append(_kept(use, dense, compressed, added, limits))
+    lines += [_kept_alone(use, row, limits) for row in usable if row not in added and row["kept"]]
     if not lines:
-        return Verdict(use, UNKNOWN, reason=note or "no task of this class was run")
+        lines = [_agreement(use, row, limits) for row in rows if row["decides"] == "agreement" and row["kept"]]
+    notes = _notes(rows)
+    if not lines:
+        return Verdict(use, UNKNOWN, reason="; ".join(notes) or _nothing(rows))
     worst = max(lines, key=lambda line: (ORDER.index(line.verdict), line.severity))
-    return Verdict(**(asdict(worst) | {"reason": f"left out: {note}" if note else ""}))
+    left = f"left out: {'; '.join(notes)}" if notes else ""
+    unknown = sorted({row["task"] for row in usable if row["chance"] is None})
+    guess = f"chance is not known on {', '.join(unknown)}" if unknown else ""
+    return replace(worst, reason="; ".join(filter(None, (worst.reason, left, guess))))
+
+
+def _notes(rows: Sequence[Record]) -> list[str]:
+    """Why tasks of the class do not count."""
+    notes = []
+    for known, words in ((True, "is at chance on"), (False, "may score nothing on")):
+        tasks = sorted({row["task"] for row in rows if row["at_chance"] and (row.get("chance") is not None) == known})
+        notes += [f"the dense model {words} {', '.join(tasks)}"] if tasks else []
+    return notes + [f"{row['task']}: {row['reason']}" for row in rows if row.get("reason")]
+
+
+def _nothing(rows: Sequence[Record]) -> str:
+    if not rows:
+        return "no task of this class was run"
+    return f"no score of {', '.join(sorted({row['task'] for row in rows}))} says what is kept"
 
 
 def _kept(
@@ -133,11 +153,28 @@ def _kept(
     kept = kept_share(pairs)
     assert kept is not None  # a dense score of 0 is at chance
     names = ", ".join(sorted(task for task, _ in wanted))
-    return _share(use, f"of the dense score kept ({names})", as_dict(kept), limits, "measured")
+    found = _share(use, f"of the dense score kept ({names})", as_dict(kept), limits, "measured")
+    return _too_few(found, sum(row["right"] for row in rows), "items that the dense model gets right", limits)
+
+
+def _kept_alone(use: str, row: Record, limits: Thresholds) -> Verdict:
+    """A score on a scale of its own, which is not added to others."""
+    number = f"of the dense score kept ({row['task']}: {row['metric']})"
+    return _too_few(_share(use, number, row["kept"], limits, "measured"), row["right"], "items", limits)
+
+
+def _too_few(found: Verdict, count: int | None, what: str, limits: Thresholds) -> Verdict:
+    """Say so where even equal answers on all items could not be called safe."""
+    fewest = fewest_items(limits.safe)
+    if count is None or found.verdict != AT_RISK or (fewest is not None and count >= fewest):
+        return found
+    reason = f"{count} {what}, safe needs at least {fewest}" if fewest else f"no number of {what} shows 100 %"
+    return replace(found, reason=reason)
 
 
 def _agreement(use: str, row: Record, limits: Thresholds) -> Verdict:
-    return _share(use, f"of the 10 nearest neighbours stay ({row['task']})", row["compressed"], limits, "measured")
+    number = f"of the 10 nearest neighbours stay, beyond chance ({row['task']})"
+    return _share(use, number, row["kept"], limits, "measured")
 
 
 def _share(use: str, number: str, found: Record, limits: Thresholds, source: str) -> Verdict:
@@ -154,9 +191,16 @@ def _cost(use: str, row: Record, limits: Thresholds) -> Verdict:
         name, safe, broken = "nats per token of excess NLL under the dense model", limits.safe_nll, limits.broken_nll
     else:
         name, safe, broken = "more of the texts loop than the dense model's", limits.safe_loops, limits.broken_loops
-    return _excess(
-        use, f"{name} ({row['task']})", row["difference"], safe, broken, "measured", row["decides"] == "loops"
-    )
+    loops = row["decides"] == "loops"
+    found = _excess(use, f"{name} ({row['task']})", row["difference"], safe, broken, "measured", loops)
+    return found if loops else _amount(found, row.get("items"))
+
+
+def _amount(found: Verdict, texts: int | None) -> Verdict:
+    """An excess without bounds is safe only from enough texts: the unlucky ones may not be among a few."""
+    if texts is None or texts >= MIN_AMOUNTS or found.verdict != SAFE:
+        return found
+    return replace(found, verdict=AT_RISK, reason=f"{texts} texts, safe needs at least {MIN_AMOUNTS}")
 
 
 def _excess(
@@ -177,15 +221,15 @@ def predict(compared: Record, thresholds: Thresholds | None = None) -> list[Verd
         Verdict("retrieval", UNKNOWN, reason="a comparison of token probabilities says nothing of neighbours"),
         _predicted_choice(compared, limits),
         _predicted_short(compared, limits),
-        _excess(
-            "long-generation",
-            "nats per token of excess NLL on the dense model's texts",
-            compared["excess_nll"],
-            limits.safe_nll,
-            limits.broken_nll,
-            "predicted",
-        ),
+        _predicted_long(compared, limits),
     ]
+
+
+def _predicted_long(compared: Record, limits: Thresholds) -> Verdict:
+    number = "nats per token of excess NLL on the dense model's texts"
+    limit = limits.safe_nll, limits.broken_nll
+    found = _excess("long-generation", number, compared["excess_nll"], *limit, "predicted")
+    return _amount(found, compared.get("num_prompts"))
 
 
 def _predicted_choice(compared: Record, limits: Thresholds) -> Verdict:
@@ -194,7 +238,7 @@ def _predicted_choice(compared: Record, limits: Thresholds) -> Verdict:
         count = options["prompts"] if options else 0
         reason = f"{count} prompts with options, expected at least {MIN_OPTIONS}"
         return Verdict("multiple-choice", UNKNOWN, reason=reason)
-    share = _wilson(options["same_choice"], options["prompts"])
+    share = as_dict(wilson(options["same_choice"], options["prompts"]))
     return _share("multiple-choice", "of the choices among options stay", share, limits, "predicted")
 
 
@@ -202,19 +246,9 @@ def _predicted_short(compared: Record, limits: Thresholds) -> Verdict:
     found = compared["survival"].get(SHORT_STEPS)
     if found is None:
         return Verdict("short-generation", UNKNOWN, reason=f"fewer than {SHORT_STEPS} tokens were read")
-    share = {"mean": found["value"], "low": found["low"], "high": found["high"]}
-    return _share(
-        "short-generation",
-        f"of sampled texts agree for {SHORT_STEPS} tokens, S({SHORT_STEPS})",
-        share,
-        limits,
-        "predicted",
-    )
-
-
-def _wilson(count: int, total: int) -> dict[str, float]:
-    """A share with its 95 % Wilson interval."""
-    z, share = 1.959963984540054, count / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * float(np.sqrt(share * (1 - share) / total + z * z / (4 * total * total)))
-    return {"mean": share, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
+    count = compared.get("num_prompts")
+    bound = lower_bound(count) if count is not None else 1.0
+    low, high = min(found["low"], bound), max(found["high"], 1 - bound)
+    number = f"of sampled texts agree for {SHORT_STEPS} tokens, S({SHORT_STEPS})"
+    share = {"mean": found["value"], "low": low, "high": high}
+    return _too_few(_share("short-generation", number, share, limits, "predicted"), count, "prompts", limits)

@@ -4,53 +4,31 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from typing import Any
+from unittest.mock import patch
 
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model
 from prunelens.models.opening import quiet
-from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, Metric, Scored, in_subset, nearest, suite_folder
-
-SHORT_TOKENS = 32
-"""Generation of at most so many tokens is short."""
-ACCURACIES = ("acc", "acc_norm", "acc_bytes")
-SHOWN = 200
+from prunelens.tasks.decoding import own_settings
+from prunelens.tasks.harness_metrics import HarnessTask, declared, described, score_items
+from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, Scored, in_subset, nearest, suite_folder
 
 Advance = Callable[[int], None]
 Reporter = Callable[[str, int], Advance]
-
-
-@dataclass(frozen=True)
-class HarnessTask:
-    """One task, loaded: its name, its configuration, and how many items it has."""
-
-    name: str
-    output_type: str
-    primary: str
-    max_tokens: int
-    num_items: int
-
-    @property
-    def use(self) -> str | None:
-        """The class of use that it speaks of."""
-        if self.output_type == "multiple_choice":
-            return "multiple-choice"
-        if self.output_type == "generate_until":
-            return "short-generation" if self.max_tokens <= SHORT_TOKENS else "long-generation"
-        return None
 
 
 class Harness:
     """Tasks by name, found and loaded once.
 
     Raises:
-        PrunelensError: lm-evaluation-harness is missing, a task is unknown, or its data cannot be loaded.
+        PrunelensError: lm-evaluation-harness is missing, a task is unknown, its data cannot be loaded, it counts
+            nothing, or it runs code that the model writes and nobody allowed that.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], allow_code: bool = False) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             from lm_eval.tasks import TaskManager
@@ -58,6 +36,7 @@ class Harness:
             raise PrunelensError(
                 "tasks need lm-evaluation-harness, which is not installed; pip install 'prunelens[tasks]'"
             ) from error
+        self._allow_code = allow_code
         others = [name for name in names if name not in CORE_HARNESS]
         with silenced():
             self._manager = TaskManager(include_path=str(suite_folder() / "core"), include_defaults=bool(others))
@@ -65,26 +44,87 @@ class Harness:
             if name not in self._manager.all_tasks:
                 known = (*CORE_HARNESS, *self._manager.all_tasks)
                 raise PrunelensError(f"there is no task {name!r} in lm-evaluation-harness{nearest(name, known)}")
-        self._loaded: list[Any] = []
-        self.tasks = {name: self._load(name) for name in names}
+        with self._code_allowed():
+            self.tasks = {name: self._load(name) for name in names}
 
     def _load(self, name: str) -> dict[str, HarnessTask]:
         """The task of this name, or all tasks of the group of this name."""
+        entry = self._manager.task_index.get(name)
+        if entry is not None and entry.cfg and entry.cfg.get("unsafe_code"):
+            self._check_code(name)  # such a task may fail on loading where nobody allowed it
         try:
             with silenced():
                 found = self._manager.load([name])["tasks"]
-                self._loaded += found.values()
-                return {key: _described(key, task) for key, task in found.items()}
         except Exception as error:
             raise PrunelensError(
                 f"the data of the task {name} cannot be loaded ({type(error).__name__}: {_first_line(error)}); tasks "
                 "other than core need the hub, or their data in the local cache"
             ) from error
+        for key, task in found.items():
+            if getattr(task, "UNSAFE_CODE", False):
+                self._check_code(key)
+            _check_runnable(key, task)
+        with silenced():
+            return {key: _described(key, task) for key, task in found.items()}
+
+    def _check_code(self, name: str) -> None:
+        if not self._allow_code:
+            raise PrunelensError(
+                f"the task {name} runs code that the model writes, on this machine and without a sandbox; where that "
+                "is safe (in a container), allow it with --allow-code of evaluate (allow_code=True)"
+            )
+
+    @contextmanager
+    def _code_allowed(self) -> Iterator[None]:
+        """Let metrics run code where it is allowed; they ask for this variable."""
+        if not self._allow_code:
+            yield
+            return
+        with patch.dict(os.environ, {"HF_ALLOW_CODE_EVAL": "1"}):
+            yield
+
+    def check_items(self, subset: str, limit: int | None) -> None:
+        """Refuse a task of which the subset holds no item.
+
+        Raises:
+            PrunelensError: as said.
+        """
+        for tasks in self.tasks.values():
+            for task in tasks.values():
+                if not in_subset(task.num_items, subset, limit):
+                    raise PrunelensError(
+                        f"expected items in the subset {subset} of the task {task.name}, found none: it has "
+                        f"{task.num_items} in all; leave the task out"
+                    )
+
+    def check_length(self, model: Model) -> None:
+        """Refuse a task whose answers alone fill a model's context, before anything runs.
+
+        Raises:
+            PrunelensError: as said.
+        """
+        context = model.context_length
+        for task in self.all_tasks:
+            if task.output_type == "generate_until" and context is not None and task.max_tokens >= context:
+                raise PrunelensError(
+                    f"the task {task.name} lets a model write {task.max_tokens} tokens, and {model.name} has a context "
+                    f"of {context}; leave the task out"
+                )
+
+    @property
+    def all_tasks(self) -> list[HarnessTask]:
+        """Every task, those of groups too."""
+        return [task for tasks in self.tasks.values() for task in tasks.values()]
+
+    def decoding(self, model: Model) -> dict[str, Any] | None:
+        """The checkpoint's generation settings that written answers follow; None where no task has any written."""
+        written = [task for task in self.all_tasks if task.output_type == "generate_until"]
+        return own_settings(model, any(task.samples for task in written)) if written else None
 
     def questions(self) -> list[str]:
         """What each item of the tasks asks; an item whose question is no text is left out."""
         with silenced():
-            found = [_question(task, doc) for task in self._loaded for doc in task.eval_docs]
+            found = [_question(one.task, doc) for one in self.all_tasks for doc in one.task.eval_docs]
         return [text for text in found if text]
 
     def run(
@@ -111,7 +151,7 @@ class Harness:
             label: what the model is called in the progress display.
 
         Raises:
-            PrunelensError: the model has no tokenizer.
+            PrunelensError: the model has no tokenizer, or the task fails on it.
         """
         if model.tokenizer is None:
             raise PrunelensError(f"{model.name} has no tokenizer; put its tokenizer files beside config.json")
@@ -120,15 +160,37 @@ class Harness:
         tasks = self.tasks[name]
         items = {key: in_subset(task.num_items, subset, limit) for key, task in tasks.items()}
         started = partial(reporter, f"{label}: {name}")
-        with silenced():
-            samples = evaluate(model, self._manager, items, batch_size, chat_template, started)
-        return [scored for key, task in tasks.items() for scored in _scored(task, samples[key])]
+        loaded = {key: task.task for key, task in tasks.items()}
+        with silenced(), self._code_allowed():
+            try:
+                samples = evaluate(
+                    model, self._manager, loaded, items, batch_size, chat_template, self._allow_code, started
+                )
+            except (AssertionError, LookupError, TypeError, ValueError) as error:  # out of somebody else's code
+                raise PrunelensError(
+                    f"the task {name} cannot be run on {model.name} ({type(error).__name__}: {_first_line(error)}); "
+                    "leave it out"
+                ) from error
+            return [scored for key, task in tasks.items() for scored in score_items(task, samples[key])]
 
 
 def _described(name: str, task: Any) -> HarnessTask:
-    metrics = task.config.metric_list or [{"metric": "acc"}]
-    limit = (task.config.generation_kwargs or {}).get("max_gen_toks", 256)
-    return HarnessTask(name, task.config.output_type, str(metrics[0]["metric"]), int(limit), len(task.eval_docs))
+    try:
+        return described(name, task)
+    except (ValueError, TypeError) as error:
+        raise PrunelensError(f"the task {name} cannot be run: {_first_line(error)}") from error
+
+
+def _check_runnable(name: str, task: Any) -> None:
+    """Refuse what can never give a score, before anything runs.
+
+    Raises:
+        PrunelensError: it needs pictures or sound, or counts nothing.
+    """
+    if getattr(task, "MULTIMODAL", False):
+        raise PrunelensError(f"the task {name} asks about pictures or sound; give tasks of text alone")
+    if set(declared(task)) == {"bypass"}:
+        raise PrunelensError(f"the task {name} counts nothing on its items (metric bypass); give a task with a score")
 
 
 def _question(task: Any, doc: dict[str, Any]) -> str:
@@ -138,51 +200,6 @@ def _question(task: Any, doc: dict[str, Any]) -> str:
         return ""
     parts = [part for part in doc.values() if isinstance(part, str) and part in prompt and len(part) >= MIN_QUESTION]
     return max(parts, key=len, default=prompt)
-
-
-def _scored(task: HarnessTask, samples: list[dict[str, Any]]) -> list[Scored]:
-    """One `Scored` for each metric and filter whose value is a number on each item."""
-    by_filter: dict[str, list[dict[str, Any]]] = {}
-    for sample in samples:
-        by_filter.setdefault(sample["filter"], []).append(sample)
-    found = []
-    for place, (filtered, rows) in enumerate(by_filter.items()):
-        for metric in rows[0]["metrics"]:
-            if all(isinstance(row[metric], bool | int | float) or hasattr(row[metric], "item") for row in rows):
-                name = metric if len(by_filter) == 1 else f"{metric}/{filtered}"
-                first = place == 0 and metric == task.primary
-                found.append(_one_metric(task, metric, name, rows, first))
-    if not found:
-        raise PrunelensError(
-            f"expected a task with a number for each item, found none in {task.name}; models cannot be paired on it"
-        )
-    return found
-
-
-def _one_metric(task: HarnessTask, metric: str, name: str, rows: list[dict[str, Any]], decides: bool) -> Scored:
-    chance = 0.0
-    if task.output_type == "multiple_choice" and metric in ACCURACIES:
-        chance = sum(1 / len(row["filtered_resps"]) for row in rows) / len(rows)
-    described = Metric(task.name, name, task.use, chance, "higher", "kept" if decides and task.use else None)
-    keys = [str(row["doc"]["id"] if task.name in CORE_HARNESS else row["doc_id"]) for row in rows]
-    return Scored(
-        described,
-        {key: float(row[metric]) for key, row in zip(keys, rows, strict=True)},
-        {key: _answer(task, row) for key, row in zip(keys, rows, strict=True)},
-        {key: _target(row) for key, row in zip(keys, rows, strict=True)},
-    )
-
-
-def _answer(task: HarnessTask, row: dict[str, Any]) -> str:
-    """The choice with the highest log-likelihood (from 0), or what was written."""
-    if task.output_type == "multiple_choice":
-        scores = [response[0] for response in row["filtered_resps"]]
-        return str(scores.index(max(scores)))
-    return str(row["filtered_resps"][0])[:SHOWN]
-
-
-def _target(row: dict[str, Any]) -> str:
-    return str(row["target"])[:SHOWN]
 
 
 def _first_line(error: Exception) -> str:

@@ -57,6 +57,10 @@ class _Runner(HFLM):
         """Greedy texts up to a stop."""
         return self._counted(super().generate_until, requests)
 
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        """Log-likelihoods of whole texts."""
+        return self._counted(super().loglikelihood_rolling, requests)
+
     def _counted(self, run: Callable[..., Any], requests: list[Any]) -> Any:
         done, tell = 0, self._started(len(requests))
 
@@ -95,26 +99,47 @@ def _without_cache(network: Any) -> Iterator[None]:
         yield
 
 
+class _Unaggregated(dict[str, Callable[[list[Any]], float]]):
+    """An aggregation for every metric that never fails: scores are made from the samples, after all work is kept."""
+
+    def __missing__(self, metric: str) -> Callable[[list[Any]], float]:
+        return lambda items: 0.0
+
+
 def evaluate(
     model: Model,
     manager: TaskManager,
+    tasks: dict[str, Any],
     items: dict[str, list[int]],
     batch_size: int,
     chat_template: bool,
+    allow_code: bool,
     started: Callable[[int], Advance],
 ) -> dict[str, list[dict[str, Any]]]:
     """The harness's samples of each task, those of the given items in their order.
 
     One request at a time where others in the batch would change a model's numbers.
+
+    Args:
+        model: what is asked.
+        manager: where the tasks come from.
+        tasks: the loaded tasks by name.
+        items: for each task which of its items.
+        batch_size: requests run together.
+        chat_template: apply the tokenizer's chat template.
+        allow_code: run what the model writes, where a task does so.
+        started: told the number of requests, once for each kind.
     """
     batch_size = batch_size if model.anatomy.batching.is_free else 1
     network = model.network
     own = copy.deepcopy(network.generation_config)
     try:
+        for task in tasks.values():
+            task.aggregation = _Unaggregated
         with patch.object(evaluator, "get_git_commit_hash", return_value=None):  # it would run git in this folder
             found = evaluator.simple_evaluate(
                 model=_Runner(model, batch_size, started),
-                tasks=list(items),
+                tasks=list(tasks.values()),
                 task_manager=manager,
                 samples=dict(items),
                 bootstrap_iters=0,
@@ -124,8 +149,11 @@ def evaluate(
                 numpy_random_seed=SEED,
                 torch_random_seed=SEED,
                 fewshot_random_seed=SEED,
+                confirm_run_unsafe_code=allow_code,
             )
     finally:
         network.generation_config = own
+        for task in tasks.values():
+            vars(task).pop("aggregation", None)
     samples: dict[str, list[dict[str, Any]]] = found["samples"]
     return samples

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from prunelens.errors import PrunelensError
+from prunelens.tasks.names import check_name, harness_names, is_beir, is_folder, is_path, shown
+from prunelens.tasks.names import nearest as nearest
 
 USES = ("retrieval", "multiple-choice", "short-generation", "long-generation")
 """Classes of use (theory.md, task classes)."""
@@ -31,28 +34,37 @@ class Metric:
         task: the task.
         name: the metric.
         use: the class of use it speaks of, None for none.
-        chance: the mean value that guessing gives.
-        better: `higher`, `lower`, or None where neither is.
+        chance: the score that guessing gives, None where it is not known.
+        better: `higher`, `lower`, or None where neither is, or nobody says.
         decides: how the verdict uses it: `kept` (share of the dense score), `agreement` (the value itself),
             `nll` or `loops` (added to the dense value), or None.
+        aggregation: how items make a score: `mean`, or the name of another aggregation of the harness.
+        reason: why it does not decide although its task has no other score that does; else empty.
     """
 
     task: str
     name: str
     use: str | None = None
-    chance: float = 0.0
+    chance: float | None = 0.0
     better: str | None = "higher"
     decides: str | None = None
+    aggregation: str = "mean"
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One metric of one model, item by item, with what the model answered and what was expected."""
+    """One metric of one model, item by item, with what the model answered and what was expected.
+
+    `parts` holds what the metric's aggregation takes of each item where that is no number (an answer beside its target,
+    a log-likelihood beside a count); `values` is then None for the item.
+    """
 
     metric: Metric
-    values: dict[str, float]
+    values: dict[str, float | None]
     answers: dict[str, str] = field(default_factory=dict)
     targets: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,15 @@ class Chosen:
 
     tasks: tuple[str, ...]
     uses: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know of names that mean more than one thing."""
+        return [
+            f"{name} is the task of that name, not the folder; ./{name} is the folder"
+            for name in self.tasks
+            if not is_path(name) and is_folder(name) and not is_retrieval(name)
+        ]
 
     @property
     def harness(self) -> tuple[str, ...]:
@@ -102,32 +123,43 @@ def _by_use(given: Mapping[str, Sequence[str]]) -> Chosen:
 def _expanded(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
-        if not name:
-            raise PrunelensError(f"expected the name of a task, found an empty one; such as {CORE} or core_choice")
+        check_name(name)
         found += CORE_TASKS if name == CORE else [name]
     if not found:
         raise PrunelensError(f"expected at least one task, found none; {CORE} is the built-in suite")
     for name in found:
         if found.count(name) > 1:
-            raise PrunelensError(f"the task {name} is given twice; name each once")
-        if Path(name).is_dir() and name not in CORE_TASKS and not is_retrieval(name):
-            raise PrunelensError(f"expected a retrieval folder with corpus.jsonl, found none in {name}")
-        if name.startswith("core_") and name not in CORE_TASKS:
-            raise PrunelensError(f"there is no task {name!r}{nearest(name, CORE_TASKS)}")
+            raise PrunelensError(f"the task {shown(name)[1:-1]} is given twice; name each once")
+        _check_known(name)
     return found
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """` (did you mean …?)`, or nothing where no known name is near."""
-    import difflib
+def _check_known(name: str) -> None:
+    """Refuse a name that is no task and no retrieval folder.
 
-    found = difflib.get_close_matches(name, known, 1, 0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
+    Raises:
+        PrunelensError: with the nearest known name.
+    """
+    if name in CORE_TASKS or is_retrieval(name):
+        return
+    if is_path(name) or (is_folder(name) and not is_harness_task(name)):
+        what = "none" if is_folder(name) else "no folder"
+        raise PrunelensError(f"expected a retrieval folder with corpus.jsonl, found {what} in {shown(name)[1:-1]}")
+    if name.startswith("core_"):
+        raise PrunelensError(f"there is no task {shown(name)}{nearest(name, CORE_TASKS)}")
+    if harness_names() and not is_harness_task(name):
+        known = (*CORE_TASKS, *sorted(harness_names()))
+        raise PrunelensError(f"there is no task {shown(name)} in lm-evaluation-harness{nearest(name, known)}")
+
+
+def is_harness_task(name: str) -> bool:
+    """Whether lm-evaluation-harness has a task, group or tag of this name, or the core suite has."""
+    return name in CORE_TASKS or name in harness_names()
 
 
 def is_retrieval(name: str) -> bool:
-    """Whether a task is the built-in retrieval set or a BEIR folder."""
-    return name == CORE_RETRIEVAL or (Path(name) / "corpus.jsonl").is_file()
+    """Whether a task is the built-in retrieval set or a BEIR folder; a task's name means the task, not a folder."""
+    return name == CORE_RETRIEVAL or (is_beir(name) and (is_path(name) or not is_harness_task(name)))
 
 
 def retrieval_folder(name: str) -> Path:
