@@ -1,6 +1,5 @@
 """What must be true of a checkpoint before and after it is opened: safetensors, whole, causal, and real numbers."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.placement import named_weights
 from prunelens.models.repair_files import REPAIRS
 from prunelens.models.sizes import plain_tensors
+from prunelens.reading import read_json
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 WEIGHTS = "model.safetensors"
@@ -126,6 +126,6 @@ def _check_index(path: Path) -> None:
 
 def _shards(index: Path) -> set[str]:
     try:
-        return {str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        return {str(shard) for shard in read_json(index, "a safetensors index")["weight_map"].values()}
+    except (PrunelensError, KeyError, AttributeError, TypeError) as error:
         raise PrunelensError(f"{index} is not a safetensors index; download it again") from error

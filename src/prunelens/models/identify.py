@@ -8,6 +8,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.checkpoint import check_files, weight_files
 from prunelens.models.fingerprint import fingerprint_files
 from prunelens.models.sources import resolve_name
+from prunelens.reading import read_text
 
 
 class _Plain:
@@ -35,8 +36,8 @@ def identify(name: str) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(read_text(path / "config.json", "a configuration"))
+    except (ValueError, RecursionError) as error:
         raise PrunelensError(f"expected a configuration in {path / 'config.json'}, found {error}") from error
     if not isinstance(found, dict):
         raise PrunelensError(f"expected a configuration in {path / 'config.json'}, found {type(found).__name__}")

@@ -15,7 +15,7 @@ from prunelens.study.candidates import Candidate, Compressible, apply_recipes, o
 from prunelens.study.evaluation import EVALUATION, Evaluation, texts_table, values_table
 from prunelens.study.record import describe_candidate, describe_model, describe_size
 from prunelens.study.scores import score_rows
-from prunelens.study.settings import Reporter, silent
+from prunelens.study.settings import Reporter, chosen_settings, silent
 from prunelens.study.store import Run
 from prunelens.study.verdict import Thresholds, judge
 from prunelens.tasks.suite import Chosen, parse_tasks
@@ -65,8 +65,7 @@ def check_evaluation(
     Raises:
         PrunelensError: settings without meaning, a malformed recipe, no task, nothing to compare.
     """
-    chosen = TaskSettings(**settings)
-    chosen.check()
+    chosen = chosen_settings(TaskSettings, settings, ("tasks", "thresholds", "calibration", "reporter"))
     parse_candidates(compressed)
     return parse_tasks(tasks), chosen
 

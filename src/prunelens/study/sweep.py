@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, check_whole
 from prunelens.models.cache import write_whole
 from prunelens.models.identify import identify
+from prunelens.reading import read_bytes
 from prunelens.study.cells import Given, forget_cell, keep_error, read_cell, setup, work
 from prunelens.study.executors import EXECUTORS
 from prunelens.study.settings import Reporter, silent
@@ -100,8 +101,7 @@ def sweep(
     found, target = _as_study(study), Path(folder)
     if executor not in EXECUTORS:
         raise PrunelensError(f"expected an executor of {', '.join(EXECUTORS)}, found {executor!r}")
-    if workers < 1:
-        raise PrunelensError(f"expected at least 1 worker, found {workers}; ask for 1 or more")
+    check_whole("--workers", workers, 1)
     _check_tasks(found)
     cells = cells_of(found, identify(found.model), _texts_hash(found))
     _claim(target, found)
@@ -167,10 +167,7 @@ def _texts_hash(study: Study) -> str:
         for text in prompts(study.compare.prompts, study.compare.num_prompts):
             digest.update(json.dumps([text.prompt_id, text.messages, text.options]).encode())
     if study.calibration is not None:
-        try:
-            digest.update(Path(study.calibration).read_bytes())
-        except OSError as error:
-            raise PrunelensError(f"expected calibration texts at {study.calibration}: {error.strerror}") from error
+        digest.update(read_bytes(study.calibration, "calibration texts"))
     if study.tasks is not None:
         digest.update(files_hash(parse_tasks(study.tasks)).encode())
     return digest.hexdigest()

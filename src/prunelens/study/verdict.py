@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, model_validator
 
 from prunelens.spaces.paired import kept_share
 from prunelens.study.scores import as_dict, paired_values
@@ -18,8 +18,8 @@ MIN_OPTIONS = 8
 SHORT_STEPS = "8"
 
 Record = Mapping[str, Any]
-Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0)]
+Share = Annotated[StrictFloat, Field(ge=0, le=1, allow_inf_nan=False)]
+Amount = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
 
 
 class Thresholds(BaseModel):

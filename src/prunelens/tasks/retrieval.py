@@ -1,6 +1,5 @@
 """Retrieval with a causal language model as encoder: what it finds, and whether a compressed one finds the same."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +10,20 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 
-from prunelens.errors import PrunelensError, has_half_pair
+from prunelens.errors import PrunelensError, shown
 from prunelens.models.batches import pad_right
 from prunelens.models.loading import Model
 from prunelens.models.taps import decoder_of, run_decoder
+from prunelens.reading import MIB, parse_json, read_lines
 from prunelens.spaces.ranks import rank_correlation
 
 QREL = re.compile(r"([^\t]+)\t([^\t]+)\t([+-]?\d+(?:\.\d+)?)\s*")
 Advance = Callable[[int], None]
 POOLINGS = ("mean", "lasttoken")
 CUTOFF = 10
+MAX_CORPUS = 4096 * MIB
+"""Bytes of a file of passages."""
+WHAT = 'a JSON object with texts as "_id" and "text"'
 """nDCG, recall and overlap look at so many of the nearest passages."""
 
 
@@ -204,13 +207,13 @@ def _read_texts(path: Path, with_title: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     for where, line in _lines(path):
         try:
-            record = json.loads(line)
+            record = parse_json(line, where, WHAT)
             name, text, title = record["_id"], record["text"], record.get("title") or "" if with_title else ""
-            valid = all(isinstance(value, str) and not has_half_pair(value) for value in (name, text, title))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            valid = all(isinstance(value, str) for value in (name, text, title))
+        except (KeyError, TypeError, AttributeError):
             valid = False
         if not valid:
-            raise PrunelensError(f'{where}: expected a JSON object with texts as "_id" and "text", found {line[:60]!r}')
+            raise PrunelensError(f"{where}: expected {WHAT}, found {shown(line, 60)}")
         if name in found:
             raise PrunelensError(f"{where}: the id {name!r} is given twice; keep one of them")
         found[name] = f"{title} {text}" if title else text
@@ -224,7 +227,7 @@ def _read_qrels(path: Path, queries: dict[str, str], passages: dict[str, str]) -
             continue
         match = QREL.fullmatch(line)
         if match is None:
-            raise PrunelensError(f"{where}: expected two ids and a number between tabs, found {line[:60]!r}")
+            raise PrunelensError(f"{where}: expected two ids and a number between tabs, found {shown(line, 60)}")
         query, passage, grade = match.groups()
         for kind, name, known in (("query", query, queries), ("passage", passage, passages)):
             if name not in known:
@@ -241,8 +244,4 @@ def _read_qrels(path: Path, queries: dict[str, str], passages: dict[str, str]) -
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """(file:number, line) of the lines that are not blank."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PrunelensError(f"expected a UTF-8 file of a BEIR data set at {path}: {error}") from error
-    return ((f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    return read_lines(path, "a UTF-8 file of a BEIR data set", MAX_CORPUS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, nearest
 
 USES = ("retrieval", "multiple-choice", "short-generation", "long-generation")
 """Classes of use (theory.md, task classes)."""
@@ -115,14 +115,6 @@ def _expanded(names: Sequence[str]) -> list[str]:
         if name.startswith("core_") and name not in CORE_TASKS:
             raise PrunelensError(f"there is no task {name!r}{nearest(name, CORE_TASKS)}")
     return found
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """` (did you mean …?)`, or nothing where no known name is near."""
-    import difflib
-
-    found = difflib.get_close_matches(name, known, 1, 0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def is_retrieval(name: str) -> bool:
