@@ -19,7 +19,8 @@ from prunelens.reading import read_bytes
 from prunelens.study.cells import Given, forget_cell, keep_error, read_cell, setup, work
 from prunelens.study.executors import EXECUTORS
 from prunelens.study.settings import Reporter, silent
-from prunelens.study.store import Kind, Result, Run, read_run
+from prunelens.study.store import Kind, Result, Run
+from prunelens.study.stored import open_run
 from prunelens.study.study_file import Cell, Study, cells_of, parse_study, read_study
 from prunelens.study.sweep_tables import SCHEMAS, sweep_tables
 from prunelens.tasks.harness import Harness
@@ -57,7 +58,7 @@ class Sweep(Result):
         Raises:
             PrunelensError: none there, or a damaged one.
         """
-        return cls(read_run(Path(folder), SWEEP), Path(folder))
+        return cls(open_run(Path(folder), SWEEP), Path(folder))
 
     @property
     def failed(self) -> list[dict[str, Any]]:
