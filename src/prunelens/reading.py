@@ -44,6 +44,22 @@ def checked_path(name: str | os.PathLike[str], what: str) -> Path:
     return Path(text)
 
 
+def is_directory(name: str | os.PathLike[str]) -> bool:
+    """Whether there is a folder; what no file system takes as a name is none."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(name: str | os.PathLike[str]) -> bool:
+    """Whether there is a regular file; what no file system takes as a name is none."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_bytes(name: str | os.PathLike[str], what: str, limit: int = MAX_TEXT) -> bytes:
     """The content of a regular file.
 

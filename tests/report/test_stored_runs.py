@@ -26,7 +26,7 @@ from prunelens.study.search import Search
 from prunelens.study.sweep import sweep
 
 KINDS = ("run", "evaluation", "sweep", "advice")
-VALUES: tuple[Any, ...] = (None, "", [], {}, -1, True, 10**30, "x" * 5_000, [[]], {"": None})
+VALUES: tuple[Any, ...] = (None, [], {"": None}, -1, 10**30, "x" * 5_000)
 
 
 def in_process(jobs: list[Any], given: Any, *rest: Any) -> Iterator[Outcome]:
@@ -74,15 +74,19 @@ def run(stored: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stored, tmp_path / "run"))
 
 
-def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a document; of a list its first item, of columns' units and tables of names the first two."""
-    if path:
-        yield path
-    if isinstance(value, dict):
-        for key in list(value)[: 2 if path == ("units",) else None]:
-            yield from paths(value[key], (*path, key))
-    elif isinstance(value, list) and value:
-        yield from paths(value[0], (*path, 0))
+def paths(document: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Every place in a document; of a list its first item, of places named alike (`mean`, `low`, `high`) the first."""
+    found: dict[Any, tuple[Any, ...]] = {}
+
+    def walk(value: Any, path: tuple[Any, ...]) -> None:
+        if path:
+            found.setdefault((path[-1], type(value)), path)
+        items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+        for key, item in items:
+            walk(item, (*path, key))
+
+    walk({name: value for name, value in document.items() if name != "units"}, ())
+    return list(found.values())
 
 
 def replaced(info: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
@@ -105,13 +109,18 @@ def put(folder: Path, info: Any) -> None:
 
 def drawn_or_refused(folder: Path) -> bool:
     """Whether the page was drawn; anything but one short sentence fails the test."""
+    said = refusal(folder)
+    assert said is None or ("run.json" in said and len(said) < 1_000), said
+    return said is None
+
+
+def refusal(folder: Path) -> str | None:
+    """Why the page was not drawn; None where it was."""
     try:
         assert render_again(folder).startswith("<!")
     except PrunelensError as error:
-        assert "run.json" in str(error)
-        assert len(str(error)) < 1_000
-        return False
-    return True
+        return str(error)
+    return None
 
 
 def test_what_this_version_writes_is_drawn_again(run: Path) -> None:
@@ -121,11 +130,13 @@ def test_what_this_version_writes_is_drawn_again(run: Path) -> None:
 def test_no_value_in_any_place_is_a_traceback(run: Path) -> None:
     info = info_of(run)
     refused = 0
-    for path in paths(info):
-        for value in VALUES:
-            put(run, replaced(info, path, value))
-            refused += not drawn_or_refused(run)
-    assert refused > 200
+    for turn, path in enumerate(paths(info)):
+        for place in range(len(VALUES)):  # until a page is drawn, which takes longest, beginning elsewhere each time
+            put(run, replaced(info, path, VALUES[(turn + place) % len(VALUES)]))
+            if drawn_or_refused(run):
+                break
+            refused += 1
+    assert refused > 50
 
 
 def test_a_missing_field_is_named_or_not_needed(run: Path) -> None:
@@ -170,10 +181,8 @@ def test_tables_without_rows_or_of_other_columns(run: Path) -> None:
             pa.Table.from_arrays([pa.nulls(table.num_rows, field.type) for field in table.schema], schema=table.schema),
         ):
             pq.write_table(changed, path)
-            try:
-                render_again(run)
-            except PrunelensError as error:
-                assert path.name in str(error) or "contradict" in str(error)
+            said = refusal(run)
+            assert said is None or path.name in said or "contradict" in said
         for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"PAR1" + b"\0" * 50 + b"PAR1"):
             path.write_bytes(damaged)
             with pytest.raises(PrunelensError, match=path.name):

@@ -37,7 +37,7 @@ from prunelens.pruning.steps import (
     RepairStep,
     Step,
 )
-from prunelens.reading import checked_path, read_yaml
+from prunelens.reading import checked_path, is_directory, is_file, read_yaml
 
 SYNTAX = (
     f"a recipe is METHOD:COUNT or METHOD@INDEX,INDEX with METHOD one of {', '.join(DROPS)}; or one of "
@@ -114,14 +114,7 @@ def is_recipe(text: str) -> bool:
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         return True
-    return LOOKS_LIKE_A_RECIPE.match(text) is not None and not _exists(path)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long for a path, or with a NUL character
-        return False
+    return LOOKS_LIKE_A_RECIPE.match(text) is not None and not is_directory(path) and not is_file(path)
 
 
 def parse_recipe(text: str) -> Recipe:

@@ -134,19 +134,22 @@ def parse_study(document: Mapping[str, Any], name: str = "the study") -> Study:
         study = Study.model_validate(dict(document))
     except ValidationError as error:
         raise PrunelensError(f"{name}: {_first_fault(error)}") from error
-    _check(study, name)
+    try:
+        _check(study)
+    except PrunelensError as error:
+        raise PrunelensError(f"{name}: {error}") from error
     return study
 
 
-def _check(study: Study, name: str) -> None:
+def _check(study: Study) -> None:
     recipes = [str(parse_recipe(recipe)) for recipe in study.recipes]
     several: tuple[tuple[str, list[Any]], ...] = (("recipe", recipes), ("seed", list(study.seeds)))
     for kind, items in several:
         twice = next((item for item in items if items.count(item) > 1), None)
         if twice is not None:
-            raise PrunelensError(f"{name}: the {kind} {twice} is given twice; name each once")
+            raise PrunelensError(f"the {kind} {twice} is given twice; name each once")
     if study.tasks is None and study.compare is None:
-        raise PrunelensError(f"{name}: neither tasks nor compare is asked for; leave one of them on")
+        raise PrunelensError("neither tasks nor compare is asked for; leave one of them on")
     if study.tasks is not None:
         parse_tasks(study.tasks)
     for path, what in ((study.model, "a model"), (study.calibration, "calibration texts")):

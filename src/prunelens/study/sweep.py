@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from prunelens.errors import PrunelensError, check_whole
 from prunelens.models.cache import write_whole
 from prunelens.models.identify import identify
-from prunelens.reading import read_bytes
+from prunelens.reading import is_directory, is_file, read_bytes
 from prunelens.study.cells import Given, forget_cell, keep_error, read_cell, setup, work
 from prunelens.study.executors import EXECUTORS
 from prunelens.study.settings import Reporter, silent
@@ -147,7 +147,7 @@ def _grouped(names: list[str], uses: list[str | None]) -> dict[str, list[str]]:
 
 def _whole(name: str) -> str:
     """The absolute path of what is a file or folder here; any other name as it is."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
+    return str(Path(name).absolute()) if is_directory(name) or is_file(name) else name
 
 
 def _check_tasks(study: Study) -> None:

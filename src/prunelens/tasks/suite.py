@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from prunelens.errors import PrunelensError, nearest
+from prunelens.reading import is_directory, is_file
 
 USES = ("retrieval", "multiple-choice", "short-generation", "long-generation")
 """Classes of use (theory.md, task classes)."""
@@ -110,7 +111,7 @@ def _expanded(names: Sequence[str]) -> list[str]:
     for name in found:
         if found.count(name) > 1:
             raise PrunelensError(f"the task {name} is given twice; name each once")
-        if Path(name).is_dir() and name not in CORE_TASKS and not is_retrieval(name):
+        if is_directory(name) and name not in CORE_TASKS and not is_retrieval(name):
             raise PrunelensError(f"expected a retrieval folder with corpus.jsonl, found none in {name}")
         if name.startswith("core_") and name not in CORE_TASKS:
             raise PrunelensError(f"there is no task {name!r}{nearest(name, CORE_TASKS)}")
@@ -119,7 +120,7 @@ def _expanded(names: Sequence[str]) -> list[str]:
 
 def is_retrieval(name: str) -> bool:
     """Whether a task is the built-in retrieval set or a BEIR folder."""
-    return name == CORE_RETRIEVAL or (Path(name) / "corpus.jsonl").is_file()
+    return name == CORE_RETRIEVAL or is_file(Path(name) / "corpus.jsonl")
 
 
 def retrieval_folder(name: str) -> Path:
