@@ -366,13 +366,16 @@ def test_a_slug_is_a_short_name_of_a_file(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
 def test_a_terminal_without_the_characters_is_no_fault(work: Path, setting: dict[str, str]) -> None:  # noqa: F811
-    code = "import sys; sys.argv = ['prunelens', 'report', 'gr\\xf6\\xdfe\\u202e']; import prunelens.cli; prunelens.cli.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=work, env=os.environ | setting, capture_output=True, timeout=120
-    )
-    assert done.returncode == 2
-    assert b"Traceback" not in done.stderr
-    assert b"expected a run" in done.stderr
+    printing = "from prunelens.report.screen import console; say('\\xdf'); console().print('\\xbd')"
+    for code in (
+        "import sys, prunelens.cli as cli; sys.argv = ['prunelens', 'compare', '--help']; cli.main()",
+        f"from prunelens.cli_options import say, take_any_encoding; take_any_encoding(); {printing}",
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=work, env=os.environ | setting, capture_output=True, timeout=120
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout
 
 
 def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def shown(value: Any, limit: int = LONGEST_VALUE) -> str:
         return str(value) if value.bit_length() < 4 * limit else f"a number of {value.bit_length()} bits"
     if isinstance(value, float):
         return repr(value)
-    names = {dict: "an object", list: "a list", tuple: "a list"}
+    names: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list"}
     return names.get(type(value), f"a value of type {type(value).__name__}")
 
 

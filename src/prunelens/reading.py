@@ -283,7 +283,7 @@ def _plain(node: yaml.Node, name: str) -> Any:
         return [_plain(item, name) for item in node.value]
     if isinstance(node, yaml.MappingNode):
         return _without_doubles([(_key(key, name), _plain(value, name)) for key, value in node.value], where)
-    if node.style is not None:  # in quotes, or a block of text
+    if getattr(node, "style", None) is not None:  # in quotes, or a block of text
         return node.value
     if node.value in _WORDS:
         return _WORDS[node.value]
@@ -298,7 +298,7 @@ def _key(node: yaml.Node, name: str) -> str:
     if not isinstance(key, str):
         found = shown(node.value) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
         raise PrunelensError(f"{where}: expected text as a key, found {found}; put it in quotes if it is meant")
-    if key == "<<" and node.style is None:
+    if key == "<<" and getattr(node, "style", None) is None:
         raise PrunelensError(f"{where}: expected no merge keys (<<); write the keys out")
     return key
 

@@ -81,4 +81,4 @@ def _read_tokens(path: Path, model: Model) -> list[list[int]]:
     limit = model.context_length
     if limit is not None and tokens.shape[1] > limit:
         raise PrunelensError(f"{path} holds sequences of {tokens.shape[1]} tokens, the context is {limit}")
-    return tokens.tolist()  # type: ignore[no-any-return]
+    return tokens.tolist()
