@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "prunelens"
 RANK = {
     "errors": 0,
+    "reading": 0,
     "models": 1,
     "pruning": 2,
     "spaces": 2,

@@ -1,6 +1,5 @@
 """The command line: parse, call one function, print. Heavy imports happen inside the commands that need them."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from prunelens import cli_studies
-from prunelens.cli_options import Device, Dtype, Json, Out, Trust, slug
-from prunelens.errors import PrunelensError, printable
+from prunelens.cli_options import Device, Dtype, Json, Out, Trust, print_json, say, slug, take_any_encoding
+from prunelens.errors import LONGEST_SENTENCE, PrunelensError, cut, one_line
 
 if TYPE_CHECKING:
     from prunelens.study.result import Comparison
@@ -178,7 +177,7 @@ def prune(
         opened(1)
         result = run_prune(dense, parsed, output, calibration, layout, run, seed, reporter)
     if as_json:
-        print(json.dumps(result.as_json(), ensure_ascii=False))
+        print_json(result.as_json())
     else:
         from prunelens.report.pruned import print_pruned
 
@@ -218,7 +217,7 @@ def benchmark(
     from prunelens.report.speed import print_speeds, speeds_as_json
 
     if as_json:
-        print(json.dumps({"dense": model.name} | speeds_as_json(speeds), ensure_ascii=False))
+        print_json({"dense": model.name} | speeds_as_json(speeds))
     else:
         print_speeds(speeds)
 
@@ -234,7 +233,7 @@ def report(run: Annotated[Path, typer.Argument(help="A folder with a run.json.")
     from prunelens.report.again import render_again
     from prunelens.study.store import replace_page
 
-    print(replace_page(run, render_again(run)))
+    say(str(replace_page(run, render_again(run))))
 
 
 @app.command()
@@ -251,7 +250,7 @@ def inspect(
 
     opened = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if as_json:
-        print(json.dumps(describe_model(opened), ensure_ascii=False))
+        print_json(describe_model(opened))
     else:
         print_anatomy(opened)
 
@@ -276,14 +275,15 @@ def _show(result: "Comparison", page: Path, as_json: bool) -> None:
 
     if as_json:
         answer = {"summary": result.summary, "run": str(page.parent), "report": str(page)}
-        print(json.dumps(answer, ensure_ascii=False))
+        print_json(answer)
     else:
         print_result(result.tables, result.info)
-        print(f"\nThe page: {page}")
+        say(f"\nThe page: {page}")
 
 
 def main() -> None:
     """Run the command line; what a user can mend is one sentence on stderr and exit code 2."""
+    take_any_encoding()
     try:
         code = app(standalone_mode=False) or 0
         if code == 130:  # what typer makes of Ctrl-C
@@ -308,5 +308,5 @@ def main() -> None:
 
 
 def _stop(sentence: str) -> NoReturn:
-    print(f"prunelens: {printable(' '.join(sentence.split()))}", file=sys.stderr)
+    print(f"prunelens: {cut(one_line(sentence), LONGEST_SENTENCE)}", file=sys.stderr)
     sys.exit(2)

@@ -1,13 +1,12 @@
 """The commands that ask tasks of models and search among them: evaluate, sweep, advise."""
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from prunelens.cli_options import Device, Dtype, Json, Out, Trust, slug
+from prunelens.cli_options import Device, Dtype, Json, Out, Trust, print_json, say, slug
 
 Dense = Annotated[str, typer.Argument(help="The dense model: a folder, a .gguf file, a hub id, or smollm2.")]
 
@@ -69,12 +68,12 @@ def evaluate(
     page = result.report(target)
     if as_json:
         answer = {"summary": result.summary, "run": str(page.parent), "report": str(page)}
-        print(json.dumps(answer, ensure_ascii=False))
+        print_json(answer)
         return
     from prunelens.report.evaluation import print_evaluation
 
     print_evaluation(result.info)
-    print(f"\nThe page: {page}")
+    say(f"\nThe page: {page}")
 
 
 def _opened(name: str, dtype: str | None, device: str | None, trust_remote_code: bool, reporter: Any) -> Any:
@@ -108,12 +107,12 @@ def sweep(
         result = run_sweep(parsed, target, executor, workers, address, retry_failed, reporter)
     if as_json:
         answer = {"summary": result.info["summary"], "run": str(target), "report": str(result.page)}
-        print(json.dumps(answer, ensure_ascii=False))
+        print_json(answer)
         return
     from prunelens.report.sweep import print_sweep
 
     print_sweep(result.info)
-    print(f"\nThe page: {result.page}")
+    say(f"\nThe page: {result.page}")
 
 
 def advise(
@@ -146,9 +145,9 @@ def advise(
         result = run_advise(opened, use, target, keep, budget, tasks, long_tokens, limit, seed, reporter)
     if as_json:
         answer = {"recipe": result.recipe, "info": result.info, "report": str(result.page)}
-        print(json.dumps(answer, ensure_ascii=False))
+        print_json(answer)
         return
     from prunelens.report.advice import print_advice_result
 
     print_advice_result(result.info, result.tables["tried"])
-    print(f"\nThe page: {result.page}")
+    say(f"\nThe page: {result.page}")

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from conftest import text_model, text_network, text_tokenizer, tiny_model, tiny_network, words
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, load, wrap
-from prunelens.models.texts import added_ending, read_text, read_texts
+from prunelens.models.texts import added_ending, text_ids, texts_ids
 from prunelens.study.bench import Bench, TaskSettings
 from prunelens.study.calibration_texts import own_texts, repair_texts
 from prunelens.study.compare import compare
@@ -277,8 +277,8 @@ def test_what_a_tokenizer_puts_behind_a_text_is_taken_off_and_told_once(
     model = tiny_model()
     ending(model.tokenizer, template)
     assert added_ending(model.tokenizer) == added
-    assert read_text(model, words(3, 4)) == expected
-    assert read_texts(model, [words(3, 4), words(5), ""])[0] == expected
+    assert text_ids(model, words(3, 4)) == expected
+    assert texts_ids(model, [words(3, 4), words(5), ""])[0] == expected
     assert encode([asked(("user", words(3, 4)))], model, True, 4)[0].token_ids == tuple(expected)
     assert len(model.notes) == (1 if added else 0)
     if added == [2]:
@@ -288,9 +288,9 @@ def test_what_a_tokenizer_puts_behind_a_text_is_taken_off_and_told_once(
 def test_an_end_that_the_text_itself_holds_stays() -> None:
     model = tiny_model()
     ending(model.tokenizer)
-    assert read_text(model, "w3 <eos>") == [1, 3, 2]
-    assert read_text(model, "<eos>") == [1, 2]
-    assert read_text(model, "<eos> w3 <eos> <eos>") == [1, 2, 3, 2, 2]
+    assert text_ids(model, "w3 <eos>") == [1, 3, 2]
+    assert text_ids(model, "<eos>") == [1, 2]
+    assert text_ids(model, "<eos> w3 <eos> <eos>") == [1, 2, 3, 2, 2]
 
 
 def test_a_tokenizer_written_in_python_and_one_that_knows_few_letters_are_asked_too() -> None:
@@ -300,7 +300,7 @@ def test_a_tokenizer_written_in_python_and_one_that_knows_few_letters_are_asked_
     few = Tokenizer(models.BPE({"<pad>": 0, "<bos>": 1, "<eos>": 2, "z": 3}, []))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=few, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
     model = wrap(tiny_network("llama"), ending(tokenizer), "few")
-    assert read_text(model, "zz") == [1, 3, 3]
+    assert text_ids(model, "zz") == [1, 3, 3]
 
 
 def test_a_sep_of_an_encoders_tokenizer_is_taken_off(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_sep_of_an_encoders_tokenizer_is_taken_off(tmp_path: Path) -> None:
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "there"]))
     model = wrap(tiny_network("llama"), BertTokenizerFast(str(tmp_path / "vocab.txt")), "bert")
-    assert read_text(model, "hello there") == [2, 5, 6]
+    assert text_ids(model, "hello there") == [2, 5, 6]
     assert "'[SEP]'" in model.notes[0]
 
 

@@ -1,10 +1,10 @@
 """The chat template of a folder that keeps it with its processor, not with its tokenizer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from prunelens.errors import PrunelensError
+from prunelens.models.json_files import read_object
 
 PROCESSOR_TEMPLATE = "chat_template.json"
 
@@ -18,10 +18,7 @@ def add_processor_template(tokenizer: Any, folder: Path) -> None:
     path = folder / PROCESSOR_TEMPLATE
     if getattr(tokenizer, "chat_template", None) is not None or not path.is_file():
         return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        found = None
+    found = read_object(path).get("chat_template")
     if not isinstance(found, str):
         raise PrunelensError(f'expected a JSON object with "chat_template" as text in {path}; fix or remove the file')
     tokenizer.chat_template = found

@@ -9,12 +9,12 @@ from prunelens.models.loading import Model
 PROBES = ("a", "1", ".")
 
 
-def read_text(model: Model, text: str) -> list[int]:
-    """Token ids of one text, as `read_texts`."""
-    return read_texts(model, [text])[0]
+def text_ids(model: Model, text: str) -> list[int]:
+    """Token ids of one text, as `texts_ids`."""
+    return texts_ids(model, [text])[0]
 
 
-def read_texts(model: Model, texts: Sequence[str]) -> list[list[int]]:
+def texts_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts, with the special tokens that the tokenizer puts in front of a text (a BOS).
 
     Those it puts behind one (EOS, SEP) would end the text that the model is to continue: they are left off, which

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, shown
 from prunelens.models.experts import mask_experts, num_dropped_parameters
 from prunelens.models.loading import Model
 from prunelens.models.mixtures import find_mixtures
@@ -19,7 +19,7 @@ from prunelens.models.variant import Variant
 from prunelens.pruning.expert_scores import choose_experts, score_experts
 from prunelens.pruning.folding import find_cuts, fold_repairs, num_folding_runs
 from prunelens.pruning.head_metric import head_metric
-from prunelens.pruning.importance import Ranking, check_parts, choose, rank_redundancy
+from prunelens.pruning.importance import Ranking, check_left, check_parts, choose, rank_redundancy
 from prunelens.pruning.matrices import find_weights, zero_share
 from prunelens.pruning.recipe import Recipe
 from prunelens.pruning.repair import Fitted, Prefix, find_gaps, fit_repairs, num_block_runs
@@ -155,6 +155,7 @@ def apply(
     for step in recipe.steps:
         if isinstance(step, Step):
             pruned = replace(pruned, drop=_dropped_more(step, pruned, texts, ranking, reporter))
+            check_left(recipe, model, pruned.drop)
         elif isinstance(step, RepairStep):
             pruned = _repaired(step, pruned, calibration, str(recipe), reporter)
         else:
@@ -166,17 +167,17 @@ def check_recipe(recipe: Recipe, model: Model) -> None:
     """Refuse, before anything runs, a recipe that asks for what the model does not have.
 
     Raises:
-        PrunelensError: as `check_parts`, no experts, too few of them, or a missing library.
+        PrunelensError: as `check_parts` (nothing may be left empty), no experts, too few of them, or a missing library.
     """
     if installed_repairs(model.network):
         raise PrunelensError(
-            f"recipe {str(recipe)!r}: expected a model without repairs to change, found {model.name}; name the one "
-            "that it was made from"
+            f"recipe {shown(str(recipe))}: expected a model without repairs to change, found {model.name}; name "
+            "the one that it was made from"
         )
     check_parts(recipe, model)
     if recipe.repair is not None and (recipe.repair.rank or 0) > model.anatomy.hidden_size:
         raise PrunelensError(
-            f"recipe {str(recipe)!r}: expected a rank of at most {model.anatomy.hidden_size}, the hidden size of "
+            f"recipe {shown(str(recipe))}: expected a rank of at most {model.anatomy.hidden_size}, the hidden size of "
             f"{model.name}, found {recipe.repair.rank}"
         )
     for step in recipe.steps:

@@ -1,15 +1,18 @@
 """Calibration text given by the user: plain text, JSONL with a `text` field, or a .npy of token ids."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from prunelens.errors import PrunelensError, has_half_pair
+from prunelens.errors import PrunelensError, check_keys, cut, shown
 from prunelens.models.loading import Model
-from prunelens.models.texts import read_text
+from prunelens.models.texts import text_ids
+from prunelens.reading import parse_json, read_array, read_lines, read_text
 
 MAX_LENGTH = 2048
+KEYS = ("text", "prompt", "id", "kind", "options", "answer")
+"""Of a line: its text, or a line of a prompt file."""
+WHAT = "calibration text"
 
 
 def read_calibration(path: Path, model: Model) -> list[list[int]]:
@@ -19,21 +22,18 @@ def read_calibration(path: Path, model: Model) -> list[list[int]]:
     integers of shape (samples, length).
 
     Raises:
-        PrunelensError: nothing readable, no tokens, or token ids outside the vocabulary.
+        PrunelensError: nothing readable, more than 64 MiB, an unknown key, no tokens, or token ids outside the
+            vocabulary.
     """
     if path.suffix == ".npy":
         return _read_tokens(path, model)
     if model.tokenizer is None:
         raise PrunelensError(f"{model.name} has no tokenizer, so text cannot be used; give a .npy of token ids")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PrunelensError(f"expected calibration text at {path}: {error}") from error
-    texts = _jsonl_texts(content, path) if path.suffix in (".jsonl", ".json") else [content]
+    texts = _jsonl_texts(path) if path.suffix in (".jsonl", ".json") else [_whole_text(path)]
     length = min(MAX_LENGTH, model.context_length or MAX_LENGTH)
     pieces = []
     for text in texts:
-        ids = read_text(model, text) if text.strip() else []
+        ids = text_ids(model, text) if text.strip() else []
         pieces += [ids[start : start + length] for start in range(0, len(ids), length)]
     num_known = model.network.get_input_embeddings().weight.shape[0]
     if any(token >= num_known for piece in pieces for token in piece):
@@ -46,32 +46,33 @@ def read_calibration(path: Path, model: Model) -> list[list[int]]:
     return pieces
 
 
-def _jsonl_texts(content: str, path: Path) -> list[str]:
+def _whole_text(path: Path) -> str:
+    text = read_text(path, WHAT)
+    if "\0" in text:
+        raise PrunelensError(f"expected {WHAT} at {path}, found NUL characters; save it as UTF-8 text")
+    return text
+
+
+def _jsonl_texts(path: Path) -> list[str]:
     texts = []
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            text = record.get("text", record.get("prompt"))
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise PrunelensError(f"{path}:{number}: expected a JSON object with a text") from error
-        if not isinstance(text, str) or has_half_pair(text):
-            raise PrunelensError(f'{path}:{number}: expected "text" (or "prompt") to be a text')
-        texts.append(text)
+    for where, line in read_lines(path, WHAT):
+        record = parse_json(line, where, "a JSON object with a text")
+        if not isinstance(record, dict):
+            raise PrunelensError(f"{where}: expected a JSON object with a text, found {shown(record)}")
+        check_keys(record, KEYS, where)
+        given = [record[key] for key in ("text", "prompt") if key in record]
+        if len(given) != 1 or not isinstance(given[0], str):
+            raise PrunelensError(f'{where}: expected either "text" or "prompt", and a text under it')
+        texts += given
     return texts
 
 
 def _read_tokens(path: Path, model: Model) -> list[list[int]]:
-    try:
-        tokens = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise PrunelensError(f"expected a .npy of token ids at {path}: {error}") from error
-    if not isinstance(tokens, np.ndarray):
-        raise PrunelensError(f"expected one array of token ids in {path}, found an archive; save it with numpy.save")
+    tokens = read_array(path, "a .npy of token ids")
     if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
         raise PrunelensError(
-            f"expected integers of shape (samples, length) in {path}, found {tokens.dtype} of shape {tokens.shape}"
+            f"expected integers of shape (samples, length) in {path}, found {cut(str(tokens.dtype), 60)} of shape "
+            f"{cut(str(tokens.shape), 60)}"
         )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= model.anatomy.vocab_size:
@@ -81,4 +82,4 @@ def _read_tokens(path: Path, model: Model) -> list[list[int]]:
     limit = model.context_length
     if limit is not None and tokens.shape[1] > limit:
         raise PrunelensError(f"{path} holds sequences of {tokens.shape[1]} tokens, the context is {limit}")
-    return [[int(token) for token in row] for row in tokens]
+    return tokens.tolist()

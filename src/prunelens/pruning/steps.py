@@ -4,7 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, field_validator, model_validator
+
+from prunelens.errors import cut, shown
 
 DropMethod = Literal["drop-attention", "drop-mlp", "drop-block", "drop-sublayers"]
 MaskMethod = Literal["magnitude", "wanda", "sparsegpt"]
@@ -35,13 +37,16 @@ class Step(_Step):
     method: DropMethod
     count: StrictInt | None = None
     at: tuple[str, ...] | None = None
-    consecutive: bool = False
-    iterative: bool = False
+    consecutive: StrictBool = False
+    iterative: StrictBool = False
 
     @model_validator(mode="before")
     @classmethod
     def _indices_as_text(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("at"), list | tuple):
+            wrong = [item for item in values["at"] if isinstance(item, bool) or not isinstance(item, str | int)]
+            if wrong:
+                raise ValueError(f"expected indices such as 25, found {shown(wrong[0])}")
             return values | {"at": tuple(str(item) for item in values["at"])}
         return values
 
@@ -61,13 +66,13 @@ class Step(_Step):
         return self
 
     def _check_indices(self) -> None:
-        pattern = r"[am][0-9]+" if self.method == "drop-sublayers" else r"[0-9]+"
+        pattern = r"[am][0-9]{1,6}" if self.method == "drop-sublayers" else r"[0-9]{1,6}"
         for item in self.at or ():
             if not re.fullmatch(pattern, item):
                 example = "a25 or m3" if self.method == "drop-sublayers" else "25"
-                raise ValueError(f"{self.method} expects indices such as {example}, found {item!r}")
+                raise ValueError(f"{self.method} expects indices such as {example}, found {shown(item)}")
         if self.at is not None and (not self.at or len(set(self.parts)) < len(self.at)):
-            raise ValueError(f"expected each index once, none twice, found {', '.join(self.at) or 'none'}")
+            raise ValueError(f"expected each index once, none twice, found {cut(', '.join(self.at), 60) or 'none'}")
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -103,7 +108,7 @@ class RepairStep(_Step):
     method: Literal["repair"]
     fit: Fit
     rank: StrictInt | None = None
-    weighted: bool = False
+    weighted: StrictBool = False
 
     @model_validator(mode="after")
     def _rank_of_a_map(self) -> "RepairStep":
@@ -136,8 +141,6 @@ class MaskStep(_Step):
     @field_validator("sparsity", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 60:
-            return f"{value // 60}:{value % 60}"  # YAML takes 2:4 for two minutes and four seconds
         return _decimal(value) if isinstance(value, float) and 0 < value < 1 else value
 
     @field_validator("sparsity", mode="after")
@@ -150,7 +153,7 @@ class MaskStep(_Step):
             return f"{int(found[1])}:{int(found[2])}"
         if not re.fullmatch(r"0?\.[0-9]{1,9}", value) or float(value) == 0:
             raise ValueError(
-                f"expected a sparsity such as 0.5, above 0 and below 1, or n:m such as 2:4, found {value!r}"
+                f"expected a sparsity such as 0.5, above 0 and below 1, or n:m such as 2:4, found {shown(value)}"
             )
         return _decimal(float(value))
 
@@ -170,8 +173,8 @@ class ExpertStep(_Step):
     """Drop a share of the experts of every mixture: the least used by REAP's score, or `uniform` ones at random."""
 
     method: Literal["drop-experts"]
-    fraction: float
-    uniform: bool = False
+    fraction: StrictFloat
+    uniform: StrictBool = False
 
     @field_validator("fraction")
     @classmethod
@@ -194,4 +197,5 @@ class QuantizeStep(_Step):
         return f"{self.method}:{self.to}"
 
 
+KINDS = (Step, RepairStep, MaskStep, ExpertStep, QuantizeStep)
 AnyStep = Annotated[Step | RepairStep | MaskStep | ExpertStep | QuantizeStep, Field(discriminator="method")]

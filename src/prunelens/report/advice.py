@@ -3,23 +3,23 @@
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from prunelens.errors import printable
 from prunelens.report.advice_page import sentences
 from prunelens.report.evaluation import verdict_table
+from prunelens.report.screen import console
 
 
 def print_advice_result(info: dict[str, Any], tried: pa.Table) -> None:
     """The advice, the verdicts of what was chosen on unseen items, and the recipes that were tried."""
-    console = Console()
+    screen = console()
     for sentence in sentences(info):
-        console.print(Text(printable(sentence)))
+        screen.print(Text(printable(sentence)))
     if info["chosen"]:
         summary = [{"compressed": info["chosen"]["recipe"], "verdicts": info["verdicts"]}]
-        console.print(verdict_table(summary, info["dense"]["name"]))
+        screen.print(verdict_table(summary, info["dense"]["name"]))
     table = Table(title=Text(f"tried for {info['aim']['use']}"))
     for name in ("recipe", "bytes saved", "zeros", "kept", "keeps the use"):
         table.add_column(name, justify="left" if name == "recipe" else "right")
@@ -27,6 +27,6 @@ def print_advice_result(info: dict[str, Any], tried: pa.Table) -> None:
         shares = (f"{100 * row[name]:.1f} %" for name in ("bytes_saved", "zeros"))
         recipe = Text(printable(row["recipe"]), overflow="fold")
         table.add_row(recipe, *shares, row["number"], "yes" if row["keeps"] else "no")
-    console.print(table)
+    screen.print(table)
     for note in info["notes"]:
-        console.print(Text(f"Note: {printable(note)}"))
+        screen.print(Text(f"Note: {printable(note)}"))

@@ -1,15 +1,28 @@
 """The page of a stored result again, whatever kind it is."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from prunelens.errors import PrunelensError, shown
 from prunelens.report.advice_page import render_advice
 from prunelens.report.evaluation_page import render_evaluation
 from prunelens.report.page import render_page
 from prunelens.report.sweep_page import render_sweep
 from prunelens.study.advice import ADVICE
 from prunelens.study.evaluation import EVALUATION
-from prunelens.study.store import read_run
+from prunelens.study.store import RUN, Kind, Run, format_of
+from prunelens.study.stored import open_run
 from prunelens.study.sweep import SWEEP
+
+PAGES: dict[str, tuple[Kind, Callable[[Run], str]]] = {
+    kind.format: (kind, render)
+    for kind, render in (
+        (RUN, render_page),
+        (EVALUATION, render_evaluation),
+        (SWEEP, render_sweep),
+        (ADVICE, render_advice),
+    )
+}
 
 
 def render_again(folder: Path) -> str:
@@ -18,10 +31,13 @@ def render_again(folder: Path) -> str:
     Raises:
         PrunelensError: no result there, or a damaged one.
     """
-    if SWEEP.is_here(folder):
-        return render_sweep(read_run(folder, SWEEP))
-    if ADVICE.is_here(folder):
-        return render_advice(read_run(folder, ADVICE))
-    if EVALUATION.is_here(folder):
-        return render_evaluation(read_run(folder, EVALUATION))
-    return render_page(read_run(folder))
+    kind, render = PAGES.get(format_of(folder) or "", PAGES[RUN.format])
+    run = open_run(folder, kind)
+    try:
+        return render(run)
+    except Exception as error:  # every field is there and of its type, and yet they contradict one another
+        reason = shown(f"{type(error).__name__}: {error}")
+        raise PrunelensError(
+            f"the {kind.what} in {folder} is damaged: its tables and run.json contradict one another ({reason}); run "
+            f"{kind.command} again"
+        ) from error

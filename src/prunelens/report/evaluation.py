@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from prunelens.errors import printable
+from prunelens.report.screen import console
 from prunelens.report.wording import DASH
 from prunelens.study.verdict import AT_RISK, BROKEN, SAFE
 
@@ -26,19 +26,19 @@ UNITS = {
 
 def print_evaluation(info: dict[str, Any]) -> None:
     """The verdicts of every compressed model, then a table of scores for each."""
-    console = Console()
-    console.print(verdict_table(info["summary"], info["dense"]["name"]))
+    screen = console()
+    screen.print(verdict_table(info["summary"], info["dense"]["name"]))
     for record in info["summary"]:
-        console.print(scores_table(record))
+        screen.print(scores_table(record))
     cut = [row for record in info["summary"] for row in record["scores"] if row["metric"] == "cut_by_limit"]
     if cut:
         whole, items = round(cut[0]["dense"]["mean"] * cut[0]["items"]), cut[0]["items"]
-        console.print(
+        screen.print(
             f"core_long: the limit of {info['settings']['long_tokens']} tokens cut {whole} of the dense model's "
             f"{items} texts; a text that is cut has no end to judge."
         )
     for line in (*decoding_lines(info), *(f"Note: {note}" for note in info["notes"])):
-        console.print(Text(one_line(line)))
+        screen.print(Text(one_line(line)))
 
 
 def decoding_lines(info: Mapping[str, Any]) -> list[str]:

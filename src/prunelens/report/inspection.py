@@ -3,11 +3,11 @@
 import re
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from prunelens.errors import printable
+from prunelens.report.screen import console
 
 
 def describe_model(model: Any) -> dict[str, Any]:
@@ -54,14 +54,14 @@ def describe_model(model: Any) -> dict[str, Any]:
 def print_anatomy(model: Any) -> None:
     """A table of blocks; runs of equal ones are one row."""
     found = describe_model(model)
-    console = Console()
+    screen = console()
     facts = Table.grid(padding=(0, 2))
     for name in ("family", "parameters", "hidden_size", "vocab_size", "context_length", "chat_template", "dtype"):
         value = found[name]
         facts.add_row(name.replace("_", " "), f"{value:,}" if type(value) is int else Text(printable(str(value))))
     for name in ("decoder", "final_norm", "head", "fingerprint"):
         facts.add_row(name.replace("_", " "), Text(printable(str(found[name]))))
-    console.print(Text(printable(found["name"]), style="bold"), facts)
+    screen.print(Text(printable(found["name"]), style="bold"), facts)
     shapes: dict[str, list[dict[str, Any]]] = {}
     for block in found["blocks"]:
         shapes.setdefault(repr(_shape(block)), []).append(block)
@@ -74,10 +74,10 @@ def print_anatomy(model: Any) -> None:
             cells = [f"  {part['kind']}", part["class"], name, f"{part['parameters']:,}", f"norm: {norms}"]
             table.add_row(*[Text(printable(cell)) for cell in cells])
         layout = blocks[0]["layout"] if len(blocks[0]["sublayers"]) > 1 else "one sublayer"
-        console.print(Text(f"{span}, {layout}"), table)
+        screen.print(Text(f"{span}, {layout}"), table)
     for note in found["notes"]:
-        console.print(Text(printable(note), style="dim"))
-    console.print("Residual stream, logits, causality and replay were rebuilt from these parts: proved.")
+        screen.print(Text(printable(note), style="dim"))
+    screen.print("Residual stream, logits, causality and replay were rebuilt from these parts: proved.")
 
 
 def _span(indices: list[int]) -> str:

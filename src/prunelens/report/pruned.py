@@ -1,20 +1,20 @@
 """What the terminal shows of a checkpoint that was pruned and saved."""
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from prunelens.errors import printable
+from prunelens.report.screen import console
 from prunelens.study.prune import PruneResult
 
 
 def print_pruned(result: PruneResult) -> None:
     """Before and after, then what a reader should know."""
-    console = Console()
-    console.print(pruned_table(result))
+    screen = console()
+    screen.print(pruned_table(result))
     for note in [*result.notes, *_remarks(result)]:
-        console.print(Text(printable(note), style="dim"))
-    console.print(Text(f"\nThe checkpoint: {printable(result.folder)}"))
+        screen.print(Text(printable(note), style="dim"))
+    screen.print(Text(f"\nThe checkpoint: {printable(result.folder)}"))
 
 
 def pruned_table(result: PruneResult) -> Table:

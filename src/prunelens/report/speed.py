@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from prunelens.errors import printable
+from prunelens.report.screen import console
 from prunelens.report.wording import DASH, number, percent, shorten
 from prunelens.study.speed import Speed, Spread
 
@@ -32,10 +32,10 @@ def speeds_as_json(speeds: list[Speed]) -> dict[str, Any]:
 
 def print_speeds(speeds: list[Speed]) -> None:
     """The table, and what should be known of each model beneath it."""
-    console = Console()
-    console.print(speed_table(speeds))
+    screen = console()
+    screen.print(speed_table(speeds))
     for remark in _remarks(speeds):
-        console.print(Text(remark, style="dim"))
+        screen.print(Text(remark, style="dim"))
 
 
 def speed_table(speeds: list[Speed]) -> Table:

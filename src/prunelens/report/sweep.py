@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from prunelens.errors import printable
 from prunelens.report.evaluation import COLOURS
+from prunelens.report.screen import console
 from prunelens.tasks.suite import USES
 
 SHORT = {"multiple-choice": "choice", "short-generation": "short", "long-generation": "long"}
@@ -15,7 +15,7 @@ SHORT = {"multiple-choice": "choice", "short-generation": "short", "long-generat
 
 def print_sweep(info: dict[str, Any]) -> None:
     """Every cell with what it saves, its KL and its verdicts; then what the forecasts were worth."""
-    console = Console()
+    screen = console()
     several = len(info["study"]["seeds"]) > 1
     title = f"{printable(info['study']['model'])}: {info['cells']['done']} of {info['cells']['all']} cells"
     table = Table(title=Text(title), caption="saved: bytes of the weights; a mask saves none and leaves zeros")
@@ -25,15 +25,15 @@ def print_sweep(info: dict[str, Any]) -> None:
     for record in info["summary"]:
         seed = [str(record["seed"])] if several else []
         table.add_row(Text(printable(record["recipe"]), overflow="fold"), *seed, *_cells(record))
-    console.print(table)
+    screen.print(table)
     for record in info["summary"]:
         if record["status"] == "failed":
-            console.print(Text(f"{printable(record['recipe'])} failed: {printable(record['error'])}", "red"))
+            screen.print(Text(f"{printable(record['recipe'])} failed: {printable(record['error'])}", "red"))
     for item in info["calibration"]:
         rho = "undefined" if item["rho"] is None else f"{item['rho']:.2f}"
-        console.print(Text(f"{item['use']} from {item['name']}: rank correlation {rho}, {item['n']} cells"))
+        screen.print(Text(f"{item['use']} from {item['name']}: rank correlation {rho}, {item['n']} cells"))
     for note in info.get("notes", []):
-        console.print(Text(printable(note), "dim"))
+        screen.print(Text(printable(note), "dim"))
 
 
 def _cells(record: dict[str, Any]) -> list[str | Text]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console, Group
+from rich.console import Group
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -15,6 +15,7 @@ from rich.text import Text
 from prunelens.errors import printable
 from prunelens.report.evaluation import verdict_table
 from prunelens.report.noise import of_reading
+from prunelens.report.screen import console
 from prunelens.study.summary import by_damage_per_byte, free_agreement, texts_of
 from prunelens.study.verdict import predict
 
@@ -22,7 +23,7 @@ from prunelens.study.verdict import predict
 @contextmanager
 def progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     """A progress display on stderr; the body gets a reporter for `compare`."""
-    console = Console(file=sys.stderr)  # the stream itself: the harness's own bars are kept off `sys.stderr`
+    screen = console(sys.stderr)  # the stream itself: the harness's own bars are kept off `sys.stderr`
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -31,7 +32,7 @@ def progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as display:
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as display:
 
         def reporter(stage: str, total: int) -> Callable[[int], None]:
             task = display.add_task(printable(stage), total=total)
@@ -51,18 +52,18 @@ def progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
 
 def print_result(tables: dict[str, pa.Table], info: dict[str, Any]) -> None:
     """The answer first, then what was noticed, then the first prompt side by side."""
-    console = Console()
+    screen = console()
     if len(info["summary"]) > 1:
-        console.print(size_table(info))
-    for table in answer_tables(info, console.width):
-        console.print(table)
+        screen.print(size_table(info))
+    for table in answer_tables(info, screen.width):
+        screen.print(table)
     for remark in [*_remarks(info), *_noise(info)]:
-        console.print(Text(remark, style="dim"))
+        screen.print(Text(remark, style="dim"))
     for record in info["summary"]:
         if record["attribution"]:
-            console.print(_attribution_table(record))
-    console.print(_predicted(info))
-    console.print(_side_by_side(tables, info))
+            screen.print(_attribution_table(record))
+    screen.print(_predicted(info))
+    screen.print(_side_by_side(tables, info))
 
 
 def print_advice(summary: list[dict[str, Any]]) -> None:
@@ -74,7 +75,7 @@ def print_advice(summary: list[dict[str, Any]]) -> None:
         f"model's after {_faithful(mild)}. Then open the page, choose a prompt and move over the coloured tokens: the "
         "damage sits in a few steps, not in the mean."
     )
-    Console().print(Text(text))
+    console().print(Text(text))
 
 
 def size_table(info: dict[str, Any]) -> Table:

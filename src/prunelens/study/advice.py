@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from prunelens.study.store import Kind, Result, Run, read_run
+from prunelens.study.store import Kind, Result, Run
+from prunelens.study.stored import open_run
 
 SCHEMAS = {
     "tried": pa.schema(
@@ -57,7 +58,7 @@ class Advice(Result):
         Raises:
             PrunelensError: none there, or damaged.
         """
-        return cls(read_run(Path(folder), ADVICE), Path(folder))
+        return cls(open_run(Path(folder), ADVICE), Path(folder))
 
     @property
     def recipe(self) -> str | None:

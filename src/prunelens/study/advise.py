@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import LARGEST, PrunelensError, check_real, check_seed, nearest
 from prunelens.models.cache import write_whole
 from prunelens.models.loading import Model, load
 from prunelens.models.surgery import Drop
@@ -32,7 +32,7 @@ from prunelens.study.store import Run, write_run
 from prunelens.study.verdict import judge
 from prunelens.tasks.encoding import encode
 from prunelens.tasks.prompts import CORE, prompts
-from prunelens.tasks.suite import CORE_TASKS, USES, Chosen, nearest, parse_tasks
+from prunelens.tasks.suite import CORE_TASKS, USES, Chosen, parse_tasks
 from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.generate import Greedy, write
 
@@ -80,6 +80,8 @@ def advise(
         PrunelensError: bad input, or a budget that ends before the dense model's own tasks do.
     """
     aim, chosen = check_advice(use, keep, budget, tasks)
+    check_seed(seed)
+    TaskSettings(limit=limit, long_tokens=long_tokens).check()
     model = dense if isinstance(dense, Model) else load(dense)
     target = Path(folder)
     advising = _Advising(model, aim, chosen, target, budget, long_tokens, limit, seed, reporter)
@@ -95,10 +97,13 @@ def check_advice(use: str, keep: float, budget: float | None, tasks: str | Seque
     """
     if use not in USES:
         raise PrunelensError(f"expected a use of {', '.join(USES)}, found {use!r}{nearest(use, USES)}")
-    if not 0.5 <= keep < 1:
+    check_real("--keep", keep, 0.5, 1.0)
+    if keep == 1:
         raise PrunelensError(f"expected --keep from 0.5 to below 1, found {keep}")
-    if budget is not None and not budget > 0:
-        raise PrunelensError(f"expected --budget of more than 0 minutes, found {budget}")
+    if budget is not None:
+        check_real("--budget (minutes)", budget, 0.0, float(LARGEST))
+        if budget == 0:
+            raise PrunelensError(f"expected --budget of more than 0 minutes, found {budget}")
     names = list(parse_tasks(tasks).tasks) if tasks is not None else list(TASKS[use])
     return Aim(use, keep), parse_tasks({use: names})
 

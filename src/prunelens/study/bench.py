@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, check_flag, check_seed, check_whole, check_word
 from prunelens.models.loading import Model
 from prunelens.models.variant import Variant
-from prunelens.study.settings import Reporter, silent
+from prunelens.study.settings import MOST_TOKENS, Reporter, silent
 from prunelens.tasks.corpora import Corpus, read_corpus
 from prunelens.tasks.encoding import encode, prompt_notes
 from prunelens.tasks.harness import Harness
@@ -58,16 +58,14 @@ class TaskSettings:
         Raises:
             PrunelensError: as said.
         """
-        if self.limit is not None and self.limit < 2:
-            raise PrunelensError(f"expected --limit of at least 2 items, found {self.limit}")
-        if self.batch_size < 1 or self.long_tokens < 1:
-            raise PrunelensError("expected --batch-size and --long-tokens of at least 1")
-        if self.seed < 0:
-            raise PrunelensError(f"expected a seed of at least 0, found {self.seed}")
-        if self.subset not in SUBSETS:
-            raise PrunelensError(f"expected a subset of {', '.join(SUBSETS)}, found {self.subset!r}")
-        if self.pooling not in POOLINGS:
-            raise PrunelensError(f"expected --pooling {' or '.join(POOLINGS)}, found {self.pooling!r}")
+        if self.limit is not None:
+            check_whole("--limit (items)", self.limit, 2)
+        check_whole("--batch-size", self.batch_size, 1)
+        check_whole("--long-tokens", self.long_tokens, 1, MOST_TOKENS)
+        check_flag("chat_template", self.chat_template)
+        check_seed(self.seed)
+        check_word("a subset", self.subset, SUBSETS)
+        check_word("--pooling", self.pooling, tuple(POOLINGS))
 
 
 @dataclass(frozen=True)

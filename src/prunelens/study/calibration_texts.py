@@ -16,6 +16,7 @@ from prunelens.models.loading import Model
 from prunelens.pruning.apply import Calibration
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.recipe import Recipe
+from prunelens.reading import read_json
 from prunelens.study.settings import Reporter, Settings
 from prunelens.tasks.encoding import encode, encode_each
 from prunelens.tasks.prompts import Prompt, prompts
@@ -106,8 +107,8 @@ def repair_texts(model: Model, reporter: Reporter) -> list[list[int]]:
 def _stored(path: Path) -> list[list[int]] | None:
     """Texts that were kept; None where there are none, or the file is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path, "kept texts")
+    except PrunelensError:
         return None
     rows = found if isinstance(found, list) else []
     whole = all(isinstance(row, list) and row and all(type(token) is int for token in row) for row in rows)

@@ -1,9 +1,10 @@
 """The model card of a pruned checkpoint: how it was made, and what `compare` found."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
-from prunelens.errors import printable
+from prunelens.errors import LONGEST_SENTENCE, cut, one_line
 from prunelens.models.loading import Model
 from prunelens.models.repair_files import REPAIRS
 from prunelens.pruning.recipe import Recipe
@@ -48,7 +49,7 @@ def model_card(
         "",
         f"Made from {_text(model.name)} (fingerprint `{model.fingerprint[:16]}`) by prunelens:",
         "",
-        f"    prunelens prune {_line(model.name)} {recipe}",
+        f"    prunelens prune {shlex.quote(_line(model.name))} {recipe}",
         "",
     ]
     if recipe.needs_calibration:
@@ -66,15 +67,15 @@ def _found(record: dict[str, Any]) -> list[str]:
     kl, top1, length = record["kl"], record["same_top1"], record["faithful_length"]
     more = "more than " if length["beyond_horizon"] else ""
     rows = [
-        ("KL per token, mean (nats)", f"{kl['mean']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}]"),
-        ("KL, 95th percentile (nats)", f"{kl['p95']:.4f}"),
-        ("same most likely token", f"{100 * top1['mean']:.1f} %"),
+        ("KL per token, mean (nats)", f"{_number(kl['mean'])} [{_number(kl['low'])}, {_number(kl['high'])}]"),
+        ("KL, 95th percentile (nats)", _number(kl["p95"])),
+        ("same most likely token", "unknown" if top1["mean"] is None else f"{100 * top1['mean']:.1f} %"),
         ("faithful length, tokens", f"{more}{length['median']}"),
     ]
     rows += [
         (
-            f"probability that {n} sampled tokens agree",
-            f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]",
+            f"probability that {_text(n)} sampled tokens agree",
+            f"{_number(found['value'], 3)} [{_number(found['low'], 3)}, {_number(found['high'], 3)}]",
         )
         for n, found in record["survival"].items()
     ]
@@ -82,10 +83,14 @@ def _found(record: dict[str, Any]) -> list[str]:
     return [*table, *(f"| {name} | {value} |" for name, value in rows)]
 
 
+def _number(value: float | None, digits: int = 4) -> str:
+    return "unknown" if value is None else f"{value:.{digits}f}"
+
+
 def _text(value: str) -> str:
     """One line without anything that Markdown or HTML would take for more than text."""
-    return "".join(f"\\{letter}" if letter in "<>|`*[]\\" else letter for letter in _line(value))
+    return "".join(f"\\{letter}" if letter in "<>|`*~&[]\\" else letter for letter in _line(value))
 
 
 def _line(value: str) -> str:
-    return printable(value).replace("\n", " ").replace("\t", " ")
+    return cut(one_line(value), LONGEST_SENTENCE)

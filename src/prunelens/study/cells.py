@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from prunelens.errors import PrunelensError
 from prunelens.models.folders import new_folder
 from prunelens.models.loading import Model, load
 from prunelens.pruning.apply import Calibration
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
+from prunelens.reading import read_json
 from prunelens.study.bench import Bench
 from prunelens.study.calibration_texts import own_texts, with_repair_texts
 from prunelens.study.candidates import Candidate, apply_recipes, open_candidates
@@ -162,10 +164,10 @@ def keep_error(folder: Path, cell: Cell, error: str, traceback: str | None) -> N
 def read_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:
     """What is known of a cell: its record, or None where it was not made yet."""
     try:
-        found: dict[str, Any] = json.loads((cell_folder(folder, cell) / CELL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(cell_folder(folder, cell) / CELL, "a cell", finite=False)
+    except PrunelensError:
         return None
-    return found
+    return found if isinstance(found, dict) else None
 
 
 def forget_cell(folder: Path, cell: Cell) -> None:

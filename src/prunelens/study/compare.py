@@ -9,7 +9,7 @@ from prunelens.models.loading import Model, load
 from prunelens.pruning.calibration import read_calibration
 from prunelens.study.candidates import Candidate, Compressible, open_candidates, parse_candidates
 from prunelens.study.result import Comparison
-from prunelens.study.settings import Reporter, Settings, silent
+from prunelens.study.settings import Reporter, Settings, chosen_settings, silent
 from prunelens.study.stages import Stages
 from prunelens.tasks.encoding import encode
 from prunelens.tasks.prompts import CORE, PromptText
@@ -53,8 +53,7 @@ def check_inputs(compressed: Sequence[Compressible], settings: dict[str, Any]) -
     Raises:
         PrunelensError: settings without meaning, a malformed recipe, nothing to compare.
     """
-    chosen = Settings(**settings)
-    chosen.check()
+    chosen = chosen_settings(Settings, settings, ("prompts", "reporter"))
     parse_candidates(compressed)
     return chosen
 

@@ -15,7 +15,7 @@ from prunelens.study.candidates import Candidate, Compressible, apply_recipes, o
 from prunelens.study.evaluation import EVALUATION, Evaluation, texts_table, values_table
 from prunelens.study.record import describe_candidate, describe_model, describe_size
 from prunelens.study.scores import score_rows
-from prunelens.study.settings import Reporter, silent
+from prunelens.study.settings import Reporter, chosen_settings, silent
 from prunelens.study.store import Run
 from prunelens.study.verdict import Thresholds, judge
 from prunelens.tasks.decoding import FREE, decoding_note
@@ -70,8 +70,7 @@ def check_evaluation(
         PrunelensError: settings without meaning, a malformed recipe, no task, one that is unknown or cannot be run,
             nothing to compare.
     """
-    asked = TaskSettings(**settings)
-    asked.check()
+    asked = chosen_settings(TaskSettings, settings, ("tasks", "thresholds", "calibration", "reporter"))
     parse_candidates(compressed)
     chosen = parse_tasks(tasks)
     return chosen, asked, harness or open_harness(chosen, asked)

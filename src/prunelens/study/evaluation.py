@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from prunelens.study.store import Kind, Result, read_run, write_run
+from prunelens.study.store import Kind, Result, write_run
+from prunelens.study.stored import open_run
 
 if TYPE_CHECKING:
     from prunelens.study.bench import Found
@@ -75,7 +76,7 @@ class Evaluation(Result):
         Raises:
             PrunelensError: none there, or a damaged one.
         """
-        return cls(read_run(Path(folder), EVALUATION))
+        return cls(open_run(Path(folder), EVALUATION))
 
     @property
     def summary(self) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from prunelens.errors import PrunelensError
 from prunelens.models.cache import write_whole
+from prunelens.reading import read_json
 from prunelens.study.study_file import key_of
 
 
@@ -46,8 +47,8 @@ class Ledger:
         """
         path = self.folder / f"{key_of(question)}.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))["answer"]
-        except (OSError, ValueError, KeyError, TypeError):
+            return read_json(path, "an answer", finite=False)["answer"]
+        except (PrunelensError, KeyError, TypeError):
             pass  # not there, or damaged: it is asked anew
         if self._seconds is not None and self.spent > self._seconds:
             raise OutOfTimeError

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, check_seed
 from prunelens.models.carrying import bias_parameters
 from prunelens.models.export import LAYOUTS, NUM_STEPS, WHAT, export, is_export
 from prunelens.models.folders import check_target, probe_target
@@ -85,6 +85,7 @@ def prune(
     Raises:
         PrunelensError: bad input, a family that cannot express the result, or no space; nothing is left behind.
     """
+    check_seed(seed)
     recipe, target = parse_recipe(recipe) if isinstance(recipe, str) else recipe, Path(target)
     check_request(recipe, target, layout)
     _check_dense(model)

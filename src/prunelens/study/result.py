@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from prunelens.study.store import RUN, Result, read_run, write_run
+from prunelens.study.store import RUN, Result, write_run
+from prunelens.study.stored import open_run
 
 
 class Comparison(Result):
@@ -22,7 +23,7 @@ class Comparison(Result):
         Raises:
             PrunelensError: no run there, or a damaged one.
         """
-        return cls(read_run(Path(folder)))
+        return cls(open_run(Path(folder)))
 
     @property
     def summary(self) -> list[dict[str, Any]]:

@@ -1,12 +1,26 @@
 """How models are compared, and how progress is shown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, get_type_hints, runtime_checkable
 
-from prunelens.errors import PrunelensError
+from pydantic import TypeAdapter, ValidationError
+
+from prunelens.errors import (
+    PrunelensError,
+    check_flag,
+    check_real,
+    check_seed,
+    check_whole,
+    check_word,
+    nearest,
+    shown,
+)
 
 LENSES = ("normed", "raw", "both")
+MOST_TOKENS = 10**6
+"""Written after a prompt."""
 NOISE_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 Advance = Callable[[int], None]
@@ -19,6 +33,39 @@ class Reporter(Protocol):
     def __call__(self, stage: str, total: int, /) -> Advance:
         """Begin a stage."""
         ...
+
+
+Chosen = TypeVar("Chosen")
+
+
+def chosen_settings(kind: type[Chosen], values: Mapping[str, Any], others: tuple[str, ...] = ()) -> Chosen:
+    """Settings of a kind from what was given by name; paths become text, lists tuples.
+
+    Args:
+        kind: a dataclass of settings.
+        values: what was given.
+        others: names that the caller takes himself, for the sentence.
+
+    Raises:
+        PrunelensError: an unknown name (with the nearest known one), or a value without meaning.
+    """
+    types = get_type_hints(kind)
+    for name in values:
+        if name not in types:
+            hint = nearest(name, [*types, *others])
+            raise PrunelensError(f"there is no setting {shown(name)}{hint}; settings: {', '.join(types)}")
+    found = kind(**{name: _of_type(name, value, types[name]) for name, value in values.items()})
+    found.check()  # type: ignore[attr-defined]
+    return found
+
+
+def _of_type(name: str, value: Any, kind: Any) -> Any:
+    plain = str(value) if isinstance(value, Path) else tuple(value) if isinstance(value, list) else value
+    try:
+        return TypeAdapter(kind).validate_python(plain, strict=True)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise PrunelensError(f"the setting {name}: {reason}, found {shown(value)}") from error
 
 
 def silent(stage: str, total: int) -> Advance:
@@ -64,15 +111,18 @@ class Settings:
         Raises:
             PrunelensError: as said.
         """
-        if self.max_new_tokens < 1 or self.batch_size < 1:
-            raise PrunelensError("expected --max-new-tokens and --batch-size of at least 1")
-        if not 0.01 <= self.temperature <= 100:
-            raise PrunelensError(f"expected a temperature from 0.01 to 100, found {self.temperature}")
-        if self.seed < 0:
-            raise PrunelensError(f"expected a seed of at least 0, found {self.seed}")
-        if self.lens_steps < 0:
-            raise PrunelensError(f"expected --lens-steps of at least 0, found {self.lens_steps}")
-        if self.lens not in LENSES:
-            raise PrunelensError(f"expected a lens of {', '.join(LENSES)}, found {self.lens!r}")
-        if self.noise_dtype is not None and self.noise_dtype not in NOISE_DTYPES:
-            raise PrunelensError(f"expected --noise-dtype of {', '.join(NOISE_DTYPES)}, found {self.noise_dtype!r}")
+        check_whole("--max-new-tokens", self.max_new_tokens, 1, MOST_TOKENS)
+        check_whole("--batch-size", self.batch_size, 1)
+        check_real("a temperature", self.temperature, 0.01, 100.0)
+        check_seed(self.seed)
+        check_whole("--lens-steps", self.lens_steps, 0)
+        for name in ("chat_template", "draft"):
+            check_flag(name, getattr(self, name))
+        check_word("a lens", self.lens, LENSES)
+        if self.noise_dtype is not None:
+            check_word("--noise-dtype", self.noise_dtype, NOISE_DTYPES)
+        if self.calibration is not None and not isinstance(self.calibration, str):
+            raise PrunelensError(f"expected the path of calibration texts, found {shown(self.calibration)}")
+        labels = (self.attribute,) if isinstance(self.attribute, bool) else self.attribute
+        if not isinstance(labels, tuple) or not all(isinstance(label, bool | str) for label in labels):
+            raise PrunelensError(f"expected attribute to be true, false or labels, found {shown(self.attribute)}")

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, check_seed, check_whole
 from prunelens.models.loading import Model
 from prunelens.models.placement import is_out_of_memory
 from prunelens.models.sizes import is_quantized, network_bytes, tensor_bytes
@@ -47,13 +47,9 @@ class SpeedSettings:
             PrunelensError: as said.
         """
         for name in ("batch_size", "context", "new_tokens"):
-            if getattr(self, name) < 1:
-                flag = f"--{name.replace('_', '-')}"
-                raise PrunelensError(f"expected {flag} of at least 1, found {getattr(self, name)}; pass a larger one")
-        if self.repeats < 2:
-            raise PrunelensError(f"expected --repeats of at least 2, found {self.repeats}; one alone has no range")
-        if self.seed < 0:
-            raise PrunelensError(f"expected a seed of at least 0, found {self.seed}; pass another")
+            check_whole(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        check_whole("--repeats (one alone has no range)", self.repeats, 2)
+        check_seed(self.seed)
 
     def num_runs(self, num_models: int) -> int:
         """How often `measure_speeds` advances in all."""

@@ -1,6 +1,7 @@
 """A run on disk: Parquet files and one run.json, whole or not at all."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, shown
 from prunelens.models import folders
 from prunelens.models.cache import write_whole
+from prunelens.reading import MIB, checked_path, read_json
 from prunelens.study.schemas import SCHEMAS
+
+RECORD = "run.json"
+MAX_ROWS, MAX_TABLE = 50_000_000, 8192 * MIB
+"""Rows, and bytes in memory, of a table that is read back."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +96,11 @@ class Run:
 def format_of(folder: Path) -> str | None:
     """The mark of the result in a folder, None where there is none."""
     try:
-        found = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("format")
-    except (OSError, ValueError, AttributeError):
+        found = read_json(folder / RECORD, "a result")
+    except PrunelensError:
         return None
-    return found if isinstance(found, str) else None
+    mark = found.get("format") if isinstance(found, dict) else None
+    return mark if isinstance(mark, str) else None
 
 
 def write_run(run: Run, folder: Path) -> None:
@@ -125,24 +132,53 @@ def read_run(folder: Path, kind: Kind = RUN) -> Run:
         PrunelensError: none of this kind there, one of another format version, or a damaged table.
     """
     again = f"run {kind.command} again"
-    if not kind.is_here(folder):
-        raise PrunelensError(f"expected {kind.article} {kind.what} (a folder with run.json) at {folder}, found none")
-    try:
-        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        if info["format_version"] != kind.version:
-            raise PrunelensError(
-                f"{folder} has {kind.what} format {info['format_version']}, this version reads {kind.version}; {again}"
-            )
-        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in kind.schemas}
-        for name, table in tables.items():
-            if not table.schema.equals(kind.schemas[name]):
-                raise PrunelensError(f"{folder}/{name}.parquet has other columns than expected; {again}")
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise PrunelensError(f"the {kind.what} in {folder} is damaged ({str(error)[:160]}); {again}") from error
-    missing = [key for key in kind.required if key not in info]
+    info = _read_info(checked_path(folder, f"{kind.article} {kind.what}"), kind)
+    version = info.get("format_version", kind.version)
+    if version != kind.version or isinstance(version, bool):
+        found = shown(version).strip("'")
+        raise PrunelensError(
+            f"{folder}/{RECORD} is {kind.what} format {found}, this version reads {kind.version}; {again}"
+        )
+    missing = [key for key in ("format_version", *kind.required) if key not in info]
     if missing:
         raise PrunelensError(f"the {kind.what} in {folder} is damaged (run.json lacks {missing[0]}); {again}")
+    tables = {name: _read_table(folder / f"{name}.parquet", kind, schema) for name, schema in kind.schemas.items()}
     return Run(tables, info)
+
+
+def _read_info(folder: Path, kind: Kind) -> dict[str, Any]:
+    expected = f"expected {kind.article} {kind.what} (a folder with run.json) at {folder}"
+    if not os.path.lexists(folder / RECORD):
+        raise PrunelensError(f"{expected}, found none")
+    try:
+        info = read_json(folder / RECORD, "a result")
+    except PrunelensError as error:
+        raise PrunelensError(f"{expected}, found one that cannot be read ({error})") from error
+    mark = info.get("format") if isinstance(info, dict) else info
+    if mark != kind.format:
+        raise PrunelensError(f"{expected}, found one of another kind ({shown(mark)})")
+    return info
+
+
+def _read_table(path: Path, kind: Kind, schema: pa.Schema) -> pa.Table:
+    again = f"run {kind.command} again"
+    try:
+        if not path.is_file():
+            raise PrunelensError(f"the {kind.what} is damaged: there is no table {path}; {again}")
+        with pq.ParquetFile(path) as file:
+            facts = file.metadata
+            if not file.schema_arrow.equals(schema):
+                raise PrunelensError(f"{path} has other columns than expected; {again}")
+            sizes = [facts.row_group(index).total_byte_size for index in range(facts.num_row_groups)]
+            if facts.num_rows > MAX_ROWS or sum(sizes) > MAX_TABLE:
+                raise PrunelensError(
+                    f"expected at most {MAX_ROWS:,} rows and {MAX_TABLE // MIB} MiB in {path}, found more; {again}"
+                )
+            return file.read()
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        raise PrunelensError(
+            f"the {kind.what} is damaged: {path} cannot be read ({shown(str(error))}); {again}"
+        ) from error
 
 
 class Result:

@@ -7,18 +7,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+)
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import LONGEST_VALUE, PrunelensError, cut, nearest, one_line, shown
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.pruning.steps import MASKS
+from prunelens.reading import checked_path, read_yaml
 from prunelens.study.bench import TaskSettings
 from prunelens.study.settings import Settings
 from prunelens.study.verdict import Thresholds
-from prunelens.tasks.suite import nearest, parse_tasks
+from prunelens.tasks.suite import parse_tasks
 
-Tasks = str | list[str] | dict[str, list[str]]
+Tasks = StrictStr | list[StrictStr] | dict[str, list[StrictStr]]
 
 
 class _Part(BaseModel):
@@ -28,13 +37,13 @@ class _Part(BaseModel):
 class Comparing(_Part):
     """What is compared in each cell, as the options of `compare`."""
 
-    prompts: str = "core"
-    num_prompts: int | None = Field(default=16, ge=1)
-    max_new_tokens: int = 48
-    temperature: float = 1.0
-    batch_size: int = 32
-    chat_template: bool = True
-    lens_steps: int = 0
+    prompts: StrictStr = "core"
+    num_prompts: StrictInt | None = Field(default=16, ge=1)
+    max_new_tokens: StrictInt = 48
+    temperature: StrictFloat = 1.0
+    batch_size: StrictInt = 32
+    chat_template: StrictBool = True
+    lens_steps: StrictInt = 0
 
     def settings(self, seed: int) -> Settings:
         """As `compare` takes them."""
@@ -45,11 +54,11 @@ class Comparing(_Part):
 class Asking(_Part):
     """How tasks are run in each cell, as the options of `evaluate`."""
 
-    limit: int | None = None
-    batch_size: int = 40
-    chat_template: bool = False
-    long_tokens: int = 256
-    pooling: str = "mean"
+    limit: StrictInt | None = None
+    batch_size: StrictInt = 40
+    chat_template: StrictBool = False
+    long_tokens: StrictInt = 256
+    pooling: StrictStr = "mean"
 
     def settings(self, seed: int) -> TaskSettings:
         """As `evaluate` takes them."""
@@ -64,17 +73,17 @@ class Study(_Part):
     `compare` leaves the comparison out.
     """
 
-    model: str
-    recipes: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    model: StrictStr
+    recipes: tuple[StrictStr, ...] = Field(min_length=1)
+    seeds: tuple[StrictInt, ...] = Field(default=(0,), min_length=1)
     tasks: Tasks | None = "core"
     compare: Comparing | None = Comparing()
     evaluate: Asking = Asking()
     thresholds: Thresholds = Thresholds()
-    calibration: str | None = None
-    dtype: str | None = None
-    device: str | None = None
-    trust_remote_code: bool = False
+    calibration: StrictStr | None = None
+    dtype: StrictStr | None = None
+    device: StrictStr | None = None
+    trust_remote_code: StrictBool = False
 
     @field_validator("recipes", mode="before")
     @classmethod
@@ -109,10 +118,7 @@ def read_study(path: Path) -> Study:
         PrunelensError: no such file, no YAML, an unknown key (with the nearest known one), a bad value, a malformed
             recipe, an unknown class or one without tasks.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PrunelensError(f"expected a study in YAML at {path}: {str(error).splitlines()[0]}") from error
+    document = read_yaml(path, "a study")
     if not isinstance(document, dict):
         raise PrunelensError(f"expected a study with `model:` and `recipes:` in {path}, found {_kind(document)}")
     return parse_study(document, str(path))
@@ -128,24 +134,28 @@ def parse_study(document: Mapping[str, Any], name: str = "the study") -> Study:
         study = Study.model_validate(dict(document))
     except ValidationError as error:
         raise PrunelensError(f"{name}: {_first_fault(error)}") from error
-    _check(study, name)
+    try:
+        _check(study)
+    except PrunelensError as error:
+        raise PrunelensError(f"{name}: {error}") from error
     return study
 
 
-def _check(study: Study, name: str) -> None:
+def _check(study: Study) -> None:
     recipes = [str(parse_recipe(recipe)) for recipe in study.recipes]
     several: tuple[tuple[str, list[Any]], ...] = (("recipe", recipes), ("seed", list(study.seeds)))
     for kind, items in several:
         twice = next((item for item in items if items.count(item) > 1), None)
         if twice is not None:
-            raise PrunelensError(f"{name}: the {kind} {twice} is given twice; name each once")
+            raise PrunelensError(f"the {kind} {twice} is given twice; name each once")
     if study.tasks is None and study.compare is None:
-        raise PrunelensError(f"{name}: neither tasks nor compare is asked for; leave one of them on")
+        raise PrunelensError("neither tasks nor compare is asked for; leave one of them on")
     if study.tasks is not None:
         parse_tasks(study.tasks)
+    for path, what in ((study.model, "a model"), (study.calibration, "calibration texts")):
+        if path is not None:
+            checked_path(path, what)
     for seed in study.seeds:
-        if seed < 0:
-            raise PrunelensError(f"{name}: expected seeds of at least 0, found {seed}")
         study.evaluate.settings(seed).check()
         if study.compare is not None:
             study.compare.settings(seed).check()
@@ -156,33 +166,35 @@ def _recipes(item: Any) -> list[str]:
     if isinstance(item, str):
         return [item]
     if not isinstance(item, dict) or not item:
-        raise ValueError(f"expected a recipe such as drop-attention:4, or a method with strengths, found {item!r}")
+        raise ValueError(f"expected a recipe such as drop-attention:4, or a method with strengths, found {shown(item)}")
     found = []
     for method, strengths in item.items():
         if not isinstance(strengths, list) or not strengths:
-            raise ValueError(f"expected a list of strengths for {method}, such as [1, 2, 4], found {strengths!r}")
-        found += [f"{method}:{_strength(strength, method in MASKS)}" for strength in strengths]
+            raise ValueError(
+                f"expected a list of strengths for {one_line(cut(method, 60))}, such as [1, 2, 4], "
+                f"found {shown(strengths)}"
+            )
+        found += [f"{method}:{_strength(strength)}" for strength in strengths]
     return found
 
 
-def _strength(strength: Any, is_mask: bool) -> str:
-    """YAML 1.1 reads 2:4 as 124, a number of base 60; such a strength has to be put in quotes."""
+def _strength(strength: Any) -> str:
     if isinstance(strength, bool) or not isinstance(strength, int | float | str):
-        raise ValueError(f"expected a strength such as 4, 0.5 or '2:4', found {strength!r}")
-    if is_mask and isinstance(strength, int) and strength > 60:
-        raise ValueError(f"found the strength {strength}; write a pattern such as 2:4 in quotes, '2:4'")
+        raise ValueError(f"expected a strength such as 4, 0.5 or '2:4', found {shown(strength)}")
     return str(strength)
 
 
 def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"])
+    fault = error.errors(include_url=False)[0]
+    where = cut(one_line(".".join(str(part) for part in fault["loc"])), LONGEST_VALUE)
     if fault["type"] == "extra_forbidden":
         known = _known_keys([str(part) for part in fault["loc"][:-1]])
-        return f"there is no key {where!r}{nearest(str(fault['loc'][-1]), known)}; known keys: {', '.join(known)}"
+        return f"there is no key '{where}'{nearest(str(fault['loc'][-1]), known)}; known keys: {', '.join(known)}"
     if fault["type"] == "missing":
         return f"the key {where!r} is missing"
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+    if fault["type"] == "value_error":
+        return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {fault['msg']}, found {shown(fault['input'])}"
 
 
 def _known_keys(path: list[str]) -> list[str]:

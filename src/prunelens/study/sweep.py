@@ -12,13 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, check_whole
 from prunelens.models.cache import write_whole
 from prunelens.models.identify import identify
+from prunelens.reading import is_directory, is_file, read_bytes
 from prunelens.study.cells import Given, forget_cell, keep_error, read_cell, setup, work
 from prunelens.study.executors import EXECUTORS
 from prunelens.study.settings import Reporter, silent
-from prunelens.study.store import Kind, Result, Run, read_run
+from prunelens.study.store import Kind, Result, Run
+from prunelens.study.stored import open_run
 from prunelens.study.study_file import Cell, Study, cells_of, parse_study, read_study
 from prunelens.study.sweep_tables import SCHEMAS, sweep_tables
 from prunelens.tasks.corpora import read_corpus
@@ -56,7 +58,7 @@ class Sweep(Result):
         Raises:
             PrunelensError: none there, or a damaged one.
         """
-        return cls(read_run(Path(folder), SWEEP), Path(folder))
+        return cls(open_run(Path(folder), SWEEP), Path(folder))
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -100,8 +102,7 @@ def sweep(
     found, target = _as_study(study), Path(folder)
     if executor not in EXECUTORS:
         raise PrunelensError(f"expected an executor of {', '.join(EXECUTORS)}, found {executor!r}")
-    if workers < 1:
-        raise PrunelensError(f"expected at least 1 worker, found {workers}; ask for 1 or more")
+    check_whole("--workers", workers, 1)
     _check_tasks(found)
     cells = cells_of(found, identify(found.model), _texts_hash(found))
     _claim(target, found)
@@ -146,7 +147,7 @@ def _grouped(names: list[str], uses: list[str | None]) -> dict[str, list[str]]:
 
 def _whole(name: str) -> str:
     """The absolute path of what is a file or folder here; any other name as it is."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
+    return str(Path(name).absolute()) if is_directory(name) or is_file(name) else name
 
 
 def _check_tasks(study: Study) -> None:
@@ -167,10 +168,7 @@ def _texts_hash(study: Study) -> str:
         for text in prompts(study.compare.prompts, study.compare.num_prompts):
             digest.update(json.dumps([text.prompt_id, text.messages, text.options]).encode())
     if study.calibration is not None:
-        try:
-            digest.update(Path(study.calibration).read_bytes())
-        except OSError as error:
-            raise PrunelensError(f"expected calibration texts at {study.calibration}: {error.strerror}") from error
+        digest.update(read_bytes(study.calibration, "calibration texts"))
     if study.tasks is not None:
         digest.update(files_hash(parse_tasks(study.tasks)).encode())
     return digest.hexdigest()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, model_validator
 
 from prunelens.spaces.paired import fewest_items, kept_share, lower_bound, wilson
 from prunelens.study.scores import as_dict, paired_values
@@ -19,8 +19,8 @@ MIN_AMOUNTS = 20
 """Fewest texts from which an excess in nats, which has no bounds, is called safe (theory.md, V3)."""
 
 Record = Mapping[str, Any]
-Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0)]
+Share = Annotated[StrictFloat, Field(ge=0, le=1, allow_inf_nan=False)]
+Amount = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
 
 
 class Thresholds(BaseModel):

@@ -1,14 +1,17 @@
 """Retrieval data sets on disk, in BEIR's format."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prunelens.errors import PrunelensError, has_half_pair
+from prunelens.errors import PrunelensError, shown
+from prunelens.reading import MIB, parse_json, read_lines
 
 QREL = re.compile(r"([^\t]+)\t([^\t]+)\t([+-]?\d+(?:\.\d+)?)\s*")
+MAX_CORPUS = 4096 * MIB
+"""Bytes of a file of passages."""
+WHAT = 'a JSON object with texts as "_id" and "text"'
 Grades = dict[tuple[str, str], float]
 
 
@@ -90,13 +93,13 @@ def _read_texts(path: Path, with_title: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     for where, line in _lines(path):
         try:
-            record = json.loads(line)
+            record = parse_json(line, where, WHAT)
             name, text, title = record["_id"], record["text"], record.get("title") or "" if with_title else ""
-            valid = all(isinstance(value, str) and not has_half_pair(value) for value in (name, text, title))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            valid = all(isinstance(value, str) for value in (name, text, title))
+        except (KeyError, TypeError, AttributeError):
             valid = False
         if not valid:
-            raise PrunelensError(f'{where}: expected a JSON object with texts as "_id" and "text", found {line[:60]!r}')
+            raise PrunelensError(f"{where}: expected {WHAT}, found {shown(line, 60)}")
         if name in found:
             raise PrunelensError(f"{where}: the id {name!r} is given twice; keep one of them")
         found[name] = f"{title} {text}".strip() if title else text
@@ -110,7 +113,7 @@ def _read_qrels(path: Path) -> Grades:
             continue
         match = QREL.fullmatch(line)
         if match is None:
-            raise PrunelensError(f"{where}: expected two ids and a number between tabs, found {line[:60]!r}")
+            raise PrunelensError(f"{where}: expected two ids and a number between tabs, found {shown(line, 60)}")
         query, passage, grade = match.groups()
         if (query, passage) in graded:
             raise PrunelensError(f"{where}: the pair {query!r}, {passage!r} is given twice; keep one of them")
@@ -120,8 +123,4 @@ def _read_qrels(path: Path) -> Grades:
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """(file:number, line) of the lines that are not blank."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PrunelensError(f"expected a UTF-8 file of a BEIR data set at {path}: {error}") from error
-    return ((f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    return read_lines(path, "a UTF-8 file of a BEIR data set", MAX_CORPUS)

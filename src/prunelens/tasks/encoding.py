@@ -5,7 +5,7 @@ from typing import Any
 
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model
-from prunelens.models.texts import read_text
+from prunelens.models.texts import text_ids
 from prunelens.tasks.chats import Lost, render_whole
 from prunelens.tasks.prompts import Prompt, PromptText
 
@@ -163,7 +163,7 @@ def _ids(rendered: str, from_template: bool, model: Model) -> list[int]:
     """A template writes its special tokens itself; else they are the tokenizer's."""
     if from_template:
         return list(model.tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
-    return read_text(model, rendered)
+    return text_ids(model, rendered)
 
 
 def _own_ids(text: PromptText, model: Model) -> list[int]:

@@ -9,12 +9,12 @@ from io import StringIO
 from typing import Any
 from unittest.mock import patch
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, nearest
 from prunelens.models.loading import Model
 from prunelens.models.opening import quiet
 from prunelens.tasks.decoding import own_settings
 from prunelens.tasks.harness_metrics import HarnessTask, declared, described, score_items
-from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, Scored, in_subset, nearest, suite_folder
+from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, Scored, in_subset, suite_folder
 
 Advance = Callable[[int], None]
 Reporter = Callable[[str, int], Advance]

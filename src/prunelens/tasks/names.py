@@ -7,7 +7,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from prunelens.errors import PrunelensError, printable
+from prunelens.errors import PrunelensError, printable, shown
+from prunelens.reading import is_file
 
 MAX_NAME = 200
 """Characters; no task has a longer name."""
@@ -24,26 +25,12 @@ def check_name(name: str) -> str:
     if not name:
         raise PrunelensError("expected the name of a task, found an empty one; such as core or core_choice")
     if printable(name) != name or "\n" in name or "\t" in name:
-        raise PrunelensError(f"expected the name of a task, found one with control characters ({shown(name)})")
+        raise PrunelensError(f"expected the name of a task, found one with control characters ({shown(name, 60)})")
     if len(name) > MAX_NAME and not is_path(name):
         raise PrunelensError(
-            f"expected the name of a task of at most {MAX_NAME} characters, found {len(name)} ({shown(name)})"
+            f"expected the name of a task of at most {MAX_NAME} characters, found {len(name)} ({shown(name, 60)})"
         )
     return name
-
-
-def shown(name: str) -> str:
-    """A name as a message shows it: quoted, printable, and cut in the middle where it is long."""
-    text = printable(name).replace("\n", "\N{REPLACEMENT CHARACTER}").replace("\t", "\N{REPLACEMENT CHARACTER}")
-    return repr(text if len(text) <= 60 else f"{text[:40]}…{text[-12:]}")
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """` (did you mean …?)`, or nothing where no known name is near."""
-    import difflib
-
-    found = difflib.get_close_matches(name[:MAX_NAME], known, 1, 0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def is_path(name: str) -> bool:
@@ -51,20 +38,9 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "~")) or os.sep in name
 
 
-def is_folder(name: str) -> bool:
-    """Whether there is a folder of this name; False where a name cannot be one."""
-    try:
-        return Path(name).is_dir()
-    except (OSError, ValueError):
-        return False
-
-
 def is_beir(name: str) -> bool:
     """Whether there is a folder of this name with the passages of a retrieval task."""
-    try:
-        return (Path(name) / "corpus.jsonl").is_file()
-    except (OSError, ValueError):
-        return False
+    return is_file(Path(name) / "corpus.jsonl")
 
 
 @cache

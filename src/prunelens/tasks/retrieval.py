@@ -12,7 +12,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.batches import pad_right
 from prunelens.models.loading import Model
 from prunelens.models.taps import decoder_of, run_decoder
-from prunelens.models.texts import read_texts
+from prunelens.models.texts import texts_ids
 from prunelens.spaces.ranks import rank_correlation
 from prunelens.tasks.corpora import Corpus
 
@@ -113,7 +113,7 @@ def _states_module(model: Model, advance: Advance) -> Any:
 
 def _token_ids(model: Model, texts: list[str]) -> list[list[int]]:
     limit = model.context_length
-    rows = read_texts(model, texts)
+    rows = texts_ids(model, texts)
     if limit is not None and max(map(len, rows)) > limit:
         note = f"texts longer than the {limit} tokens that {model.name} can read were cut there for their embedding"
         if note not in model.notes:

@@ -8,9 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from prunelens.errors import PrunelensError
-from prunelens.tasks.names import check_name, harness_names, is_beir, is_folder, is_path, shown
-from prunelens.tasks.names import nearest as nearest
+from prunelens.errors import PrunelensError, nearest, shown
+from prunelens.reading import is_directory
+from prunelens.tasks.names import check_name, harness_names, is_beir, is_path
 
 USES = ("retrieval", "multiple-choice", "short-generation", "long-generation")
 """Classes of use (theory.md, task classes)."""
@@ -80,7 +80,7 @@ class Chosen:
         return [
             f"{name} is the task of that name, not the folder; ./{name} is the folder"
             for name in self.tasks
-            if not is_path(name) and is_folder(name) and not is_retrieval(name)
+            if not is_path(name) and is_directory(name) and not is_retrieval(name)
         ]
 
     @property
@@ -129,7 +129,7 @@ def _expanded(names: Sequence[str]) -> list[str]:
         raise PrunelensError(f"expected at least one task, found none; {CORE} is the built-in suite")
     for name in found:
         if found.count(name) > 1:
-            raise PrunelensError(f"the task {shown(name)[1:-1]} is given twice; name each once")
+            raise PrunelensError(f"the task {shown(name, 60)[1:-1]} is given twice; name each once")
         _check_known(name)
     return found
 
@@ -142,9 +142,9 @@ def _check_known(name: str) -> None:
     """
     if name in CORE_TASKS or is_retrieval(name):
         return
-    if is_path(name) or (is_folder(name) and not is_harness_task(name)):
-        what = "none" if is_folder(name) else "no folder"
-        raise PrunelensError(f"expected a retrieval folder with corpus.jsonl, found {what} in {shown(name)[1:-1]}")
+    if is_path(name) or (is_directory(name) and not is_harness_task(name)):
+        what = "none" if is_directory(name) else "no folder"
+        raise PrunelensError(f"expected a retrieval folder with corpus.jsonl, found {what} in {shown(name, 60)[1:-1]}")
     if name.startswith("core_"):
         raise PrunelensError(f"there is no task {shown(name)}{nearest(name, CORE_TASKS)}")
     if harness_names() and not is_harness_task(name):
