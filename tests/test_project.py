@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "prunelens"
 RANK = {
     "errors": 0,
+    "memory": 0,
+    "stopping": 0,
     "models": 1,
     "pruning": 2,
     "spaces": 2,

@@ -9,6 +9,9 @@ from prunelens.errors import PrunelensError
 LENSES = ("normed", "raw", "both")
 NOISE_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
+LARGEST_SEED = 2**62
+"""What is added to a seed (a row's number) leaves it within 64 bits."""
+
 Advance = Callable[[int], None]
 
 
@@ -24,6 +27,17 @@ class Reporter(Protocol):
 def silent(stage: str, total: int) -> Advance:
     """No progress display."""
     return lambda done: None
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that the generators or the tables of a result cannot hold.
+
+    Raises:
+        PrunelensError: as said.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        found = str(seed) if abs(seed) < 10**30 else f"a number of {len(str(abs(seed)))} digits"
+        raise PrunelensError(f"expected a seed of at least 0 and at most 2**62, found {found}; choose a smaller one")
 
 
 @dataclass(frozen=True)
@@ -68,8 +82,7 @@ class Settings:
             raise PrunelensError("expected --max-new-tokens and --batch-size of at least 1")
         if not 0.01 <= self.temperature <= 100:
             raise PrunelensError(f"expected a temperature from 0.01 to 100, found {self.temperature}")
-        if self.seed < 0:
-            raise PrunelensError(f"expected a seed of at least 0, found {self.seed}")
+        check_seed(self.seed)
         if self.lens_steps < 0:
             raise PrunelensError(f"expected --lens-steps of at least 0, found {self.lens_steps}")
         if self.lens not in LENSES:

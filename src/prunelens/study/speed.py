@@ -14,8 +14,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from prunelens.errors import PrunelensError
+from prunelens.memory import is_out_of_memory
 from prunelens.models.loading import Model
-from prunelens.models.placement import is_out_of_memory
 from prunelens.models.sizes import is_quantized, network_bytes, tensor_bytes
 from prunelens.models.surgery import NOTHING, kept_weights
 from prunelens.models.variant import Variant
@@ -143,7 +143,8 @@ def measure_speeds(variants: Mapping[str, Variant], settings: SpeedSettings, adv
     """
     settings.check()
     check_lengths(variants, settings)
-    ids = _random_ids(variants, settings)
+    with _memory_explained("this machine", settings):
+        ids = _random_ids(variants, settings)
     watched = {label: _Watched(variant) for label, variant in variants.items()}
     for one_pass in (_warm_up, _watch_memory, *[_time] * settings.repeats):
         for label, found in watched.items():
@@ -196,7 +197,7 @@ def _time(found: _Watched, ids: Int64[Tensor, "B T"], context: int) -> None:
 def _memory_explained(label: str, settings: SpeedSettings) -> Iterator[None]:
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         asked = f"{settings.batch_size} x ({settings.context} + {settings.new_tokens}) tokens"
