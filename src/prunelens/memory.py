@@ -10,6 +10,7 @@ FULL = (
     "storage size calculation overflowed",
     "can't start new thread",
     "out of memory",
+    "array is too big",
 )
 
 
@@ -22,7 +23,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             return True
-        if isinstance(error, RuntimeError | OSError | ImportError) and any(
+        if isinstance(error, RuntimeError | ValueError | OSError | ImportError) and any(
             words in str(error).lower() for words in FULL
         ):
             return True

@@ -8,7 +8,7 @@ import numpy as np
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model
 from prunelens.models.variant import Variant
-from prunelens.study.settings import Reporter, silent
+from prunelens.study.settings import Reporter, check_seed, silent
 from prunelens.tasks.harness import Harness
 from prunelens.tasks.prompts import Prompt, PromptText, encode
 from prunelens.tasks.retrieval import (
@@ -64,8 +64,7 @@ class TaskSettings:
             raise PrunelensError(f"expected --limit of at least 2 items, found {self.limit}")
         if self.batch_size < 1 or self.long_tokens < 1:
             raise PrunelensError("expected --batch-size and --long-tokens of at least 1")
-        if self.seed < 0:
-            raise PrunelensError(f"expected a seed of at least 0, found {self.seed}")
+        check_seed(self.seed)
         if self.subset not in SUBSETS:
             raise PrunelensError(f"expected a subset of {', '.join(SUBSETS)}, found {self.subset!r}")
         if self.pooling not in POOLINGS:

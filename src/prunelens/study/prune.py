@@ -22,7 +22,7 @@ from prunelens.pruning.steps import QuantizeStep
 from prunelens.study.calibration_texts import calibrate
 from prunelens.study.card import model_card
 from prunelens.study.result import Comparison
-from prunelens.study.settings import Reporter, silent
+from prunelens.study.settings import Reporter, check_seed, silent
 
 OTHER_TEXTS = "what was found is of the recipe with --calibration {}, this checkpoint was made with {}"
 NEEDS_US = f"its repairs lie in {REPAIRS} and are read by prunelens alone; other programs load it without them"
@@ -84,6 +84,7 @@ def prune(
         PrunelensError: bad input, a family that cannot express the result, or no space; nothing is left behind.
     """
     recipe, target = parse_recipe(recipe) if isinstance(recipe, str) else recipe, Path(target)
+    check_seed(seed)
     check_request(recipe, target, layout)
     _check_dense(model)
     check_recipe(recipe, model)

@@ -21,7 +21,7 @@ from prunelens.models.surgery import NOTHING, kept_weights
 from prunelens.models.variant import Variant
 from prunelens.pruning.matrices import zero_share
 from prunelens.study.runs import Added, Run, added_memory, cuda_devices, run_once
-from prunelens.study.settings import Advance
+from prunelens.study.settings import Advance, check_seed
 
 OVERHEAD_PASSES = 2
 """Untimed runs of each model: one warms it up, one is watched for its memory."""
@@ -52,8 +52,7 @@ class SpeedSettings:
                 raise PrunelensError(f"expected {flag} of at least 1, found {getattr(self, name)}; pass a larger one")
         if self.repeats < 2:
             raise PrunelensError(f"expected --repeats of at least 2, found {self.repeats}; one alone has no range")
-        if self.seed < 0:
-            raise PrunelensError(f"expected a seed of at least 0, found {self.seed}; pass another")
+        check_seed(self.seed)
 
     def num_runs(self, num_models: int) -> int:
         """How often `measure_speeds` advances in all."""
