@@ -13,6 +13,8 @@ SOURCE = ROOT / "src" / "prunelens"
 RANK = {
     "errors": 0,
     "reading": 0,
+    "memory": 0,
+    "stopping": 0,
     "models": 1,
     "pruning": 2,
     "spaces": 2,

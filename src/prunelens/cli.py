@@ -1,7 +1,10 @@
 """The command line: parse, call one function, print. Heavy imports happen inside the commands that need them."""
 
+import errno
+import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -10,6 +13,8 @@ import typer
 from prunelens import cli_studies
 from prunelens.cli_options import Device, Dtype, Json, Out, Trust, print_json, say, slug, take_any_encoding
 from prunelens.errors import LONGEST_SENTENCE, PrunelensError, cut, one_line
+from prunelens.memory import is_out_of_memory, memory_sentence
+from prunelens.stopping import Stops, signals_stop
 
 if TYPE_CHECKING:
     from prunelens.study.result import Comparison
@@ -90,25 +95,26 @@ def compare(
 
     texts = read_prompts(prompts, limit=num_prompts)
     target = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(dense)}"
-    RUN.probe_target(target)
-    result = _compare(
-        dense,
-        compressed,
-        {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code},
-        prompts=texts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        batch_size=batch_size,
-        chat_template=chat_template,
-        calibration=str(calibration) if calibration else None,
-        lens_steps=lens_steps,
-        lens=lens,
-        attribute=attribute,
-        noise_dtype=noise_dtype,
-        draft=draft,
-    )
-    _show(result, result.report(target), as_json)
+    with RUN.reserved(target, [dense, *compressed]):
+        result = _compare(
+            dense,
+            compressed,
+            {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code},
+            prompts=texts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch_size,
+            chat_template=chat_template,
+            calibration=str(calibration) if calibration else None,
+            lens_steps=lens_steps,
+            lens=lens,
+            attribute=attribute,
+            noise_dtype=noise_dtype,
+            draft=draft,
+        )
+        page = result.report(target)
+    _show(result, page, as_json)
 
 
 @app.command()
@@ -121,18 +127,18 @@ def demo(
     from prunelens.study.store import RUN
     from prunelens.tasks.prompts import prompts as read_prompts
 
-    RUN.probe_target(output)
-    texts = read_prompts(limit=DEMO_PROMPTS)
-    result = _compare(
-        "smollm2",
-        list(DEMO_RECIPES),
-        {},
-        prompts=texts,
-        max_new_tokens=DEMO_TOKENS,
-        attribute=(DEMO_RECIPES[0],),
-        draft=True,
-    )
-    page = result.report(output)
+    with RUN.reserved(output):
+        texts = read_prompts(limit=DEMO_PROMPTS)
+        result = _compare(
+            "smollm2",
+            list(DEMO_RECIPES),
+            {},
+            prompts=texts,
+            max_new_tokens=DEMO_TOKENS,
+            attribute=(DEMO_RECIPES[0],),
+            draft=True,
+        )
+        page = result.report(output)
     _show(result, page, as_json=False)
     print_advice(result.summary)
     if open_page:
@@ -167,11 +173,13 @@ def prune(
 
     parsed = parse_recipe(recipe)
     with progress() as reporter:
+        from prunelens.models.folders import check_apart
         from prunelens.models.loading import load
         from prunelens.study.prune import check_request
         from prunelens.study.prune import prune as run_prune
 
         check_request(parsed, output, layout)
+        check_apart(output, [model])
         opened = reporter(f"opening {model}", 1)
         dense = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         opened(1)
@@ -284,29 +292,48 @@ def _show(result: "Comparison", page: Path, as_json: bool) -> None:
 def main() -> None:
     """Run the command line; what a user can mend is one sentence on stderr and exit code 2."""
     take_any_encoding()
-    try:
-        code = app(standalone_mode=False) or 0
-        if code == 130:  # what typer makes of Ctrl-C
-            raise KeyboardInterrupt
-        sys.exit(code)
-    except PrunelensError as error:
+    with signals_stop() as stops:
+        try:
+            code = app(standalone_mode=False) or 0
+            if code == 130:  # what typer makes of Ctrl-C
+                raise KeyboardInterrupt
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a closed pipe or a full disk can still be told
+        except BaseException as error:
+            if stops.number is None and isinstance(error, SystemExit):
+                raise
+            _end(error, stops)
+    sys.exit(code)
+
+
+def _end(error: BaseException, stops: Stops) -> NoReturn:
+    """Say in one sentence why a command ends, and exit; what only a developer can mend is raised again."""
+    if stops.number is not None or isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        _exit(stops.exit_code, "stopped")  # whatever a library has made of the signal
+    if isinstance(error, PrunelensError):
         _stop(str(error))
-    except KeyboardInterrupt:
-        print("prunelens: stopped", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()  # type: ignore[attr-defined]
-            sys.exit(2)
-        if hasattr(error, "format_message"):  # a command line that typer cannot parse
-            _stop(f"{error.format_message()} Try `prunelens --help`.")
-        if type(error).__name__ == "Abort":
-            sys.exit(130)
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        _stop(f"out of memory ({error}); lower --batch-size or choose a smaller --dtype")
+    if isinstance(error, BrokenPipeError):  # `| head`: nobody reads on
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        sys.exit(128 + 13)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(2)
+    if hasattr(error, "format_message"):  # a command line that typer cannot parse
+        _stop(f"{error.format_message()} Try `prunelens --help`.")
+    if is_out_of_memory(error):
+        _stop(memory_sentence(error))
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        _stop(f"the answer could not be printed ({error.strerror}); free space where the output goes")
+    raise error
 
 
 def _stop(sentence: str) -> NoReturn:
-    print(f"prunelens: {cut(one_line(sentence), LONGEST_SENTENCE)}", file=sys.stderr)
-    sys.exit(2)
+    _exit(2, sentence)
+
+
+def _exit(code: int, sentence: str) -> NoReturn:
+    """Say it and exit; a terminal that is gone hears nothing."""
+    with suppress(OSError, ValueError):
+        print(f"prunelens: {cut(one_line(sentence), LONGEST_SENTENCE)}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -59,13 +59,13 @@ def evaluate(
     }
     *_, harness = check_evaluation(compressed, tasks, settings)
     target = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(dense)}-tasks"
-    EVALUATION.probe_target(target)
-    with progress() as reporter:
-        model = _opened(dense, dtype, device, trust_remote_code, reporter)
-        result = run_evaluate(
-            model, *compressed, tasks=tasks, calibration=calibration, reporter=reporter, harness=harness, **settings
-        )
-    page = result.report(target)
+    with EVALUATION.reserved(target, [dense, *compressed]):
+        with progress() as reporter:
+            model = _opened(dense, dtype, device, trust_remote_code, reporter)
+            result = run_evaluate(
+                model, *compressed, tasks=tasks, calibration=calibration, reporter=reporter, harness=harness, **settings
+            )
+        page = result.report(target)
     if as_json:
         answer = {"summary": result.summary, "run": str(page.parent), "report": str(page)}
         print_json(answer)
@@ -134,12 +134,16 @@ def advise(
     as_json: Json = False,
 ) -> None:
     """Find the strongest recipe that keeps a use; a stopped search goes on where it was."""
+    from prunelens.models.folders import check_apart
     from prunelens.report.terminal import progress
+    from prunelens.study.advise import MARK, check_advice
     from prunelens.study.advise import advise as run_advise
-    from prunelens.study.advise import check_advice
+    from prunelens.study.claims import probe_claim
 
     check_advice(use, keep, budget, tasks)
     target = output or Path("runs") / f"advice-{slug(model)}"
+    check_apart(target, [model])
+    probe_claim(target, MARK, "search")
     with progress() as reporter:
         opened = _opened(model, dtype, device, trust_remote_code, reporter)
         result = run_advise(opened, use, target, keep, budget, tasks, long_tokens, limit, seed, reporter)

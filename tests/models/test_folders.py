@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prunelens.errors import PrunelensError
+from prunelens.models import folders
 from prunelens.models.folders import check_target, new_folder, probe_target
 
 MARK = "ours.txt"
@@ -105,6 +106,7 @@ def test_an_earlier_folder_survives_a_swap_that_fails(
 ) -> None:
     target = store(tmp_path / "run")
     before = tree(tmp_path)
+    monkeypatch.setattr(folders, "_exchanged", lambda one, other: False)
     monkeypatch.setattr(os, "rename", failing(nth, fault))
     with pytest.raises((PrunelensError, KeyboardInterrupt)), new_folder(target, is_ours, "thing") as temporary:
         fill(temporary, "second")
@@ -117,6 +119,7 @@ def test_an_earlier_folder_is_never_deleted_before_the_new_one_is_there(
     """When it cannot even be put back, it must at least be found beside its place."""
     target = store(tmp_path / "run")
     earlier = (target / MARK).read_bytes(), (target / "part" / "data").read_bytes()
+    monkeypatch.setattr(folders, "_exchanged", lambda one, other: False)
     monkeypatch.setattr(os, "rename", failing(2, OSError(errno.EIO, "disk gone"), lasting=True))
     with pytest.raises(PrunelensError), new_folder(target, is_ours, "thing") as temporary:
         fill(temporary, "second")

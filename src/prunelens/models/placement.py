@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelens.errors import PrunelensError
+from prunelens.memory import is_out_of_memory as is_out_of_memory
 from prunelens.models.cache import cache_dir
 
 AUTO = "auto"
@@ -92,17 +93,12 @@ def place(placement: Placement, opener: Callable[..., Any]) -> Any:
     return opened
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of a device or the main memory is full."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
 @contextmanager
 def memory_explained(name: str, placement: Placement) -> Iterator[None]:
     """Turn running out of memory in the body into one sentence."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         advice = "pass --device auto, which also uses main memory and disk, or choose a smaller --dtype"

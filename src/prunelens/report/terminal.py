@@ -198,6 +198,8 @@ def _noise(info: dict[str, Any]) -> list[str]:
     found = []
     for against, spread in info["noise"].items():
         kl, tv = spread["kl_dense_compressed"], spread["tv"]
+        if kl is None or tv is None:
+            continue
         size = (
             f"KL {kl['mean']:.2g} nats in the mean, at most {kl['max']:.2g}; TV at most {tv['max']:.2g}"
             if tv["max"]

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from prunelens.errors import LARGEST, PrunelensError, check_real, check_seed, nearest
-from prunelens.models.cache import write_whole
+from prunelens.models.folders import check_apart
 from prunelens.models.loading import Model, load
 from prunelens.models.surgery import Drop
 from prunelens.pruning.importance import Ranking, choose, rank_redundancy
@@ -20,6 +20,7 @@ from prunelens.pruning.steps import Step
 from prunelens.study.advice import ADVICE, SCHEMAS, Advice
 from prunelens.study.bench import Bench, TaskSettings
 from prunelens.study.calibration_texts import own_texts
+from prunelens.study.claims import Claim, claimed
 from prunelens.study.deployment import loads_where
 from prunelens.study.held_out import compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
 from prunelens.study.ledger import Ledger, OutOfTimeError
@@ -28,7 +29,7 @@ from prunelens.study.running_costs import running_costs
 from prunelens.study.scores import score_rows
 from prunelens.study.search import REPAIRED, Aim, Search, Tried, coarse, loss_of, recipe_of, repair_of, strongest
 from prunelens.study.settings import Reporter, silent
-from prunelens.study.store import Run, write_run
+from prunelens.study.store import Run
 from prunelens.study.verdict import judge
 from prunelens.tasks.encoding import encode
 from prunelens.tasks.prompts import CORE, prompts
@@ -47,7 +48,7 @@ SEARCH_PROMPTS = 16
 TEXT_TOKENS = 32
 SEARCH_SHARE = 0.65
 """Share of the budget after which the search stops, so that the rest serves to check what it found."""
-MARK = "advice.json"
+MARK, ANSWERS = "advice.json", "answers"
 
 
 def advise(
@@ -84,9 +85,11 @@ def advise(
     TaskSettings(limit=limit, long_tokens=long_tokens).check()
     model = dense if isinstance(dense, Model) else load(dense)
     target = Path(folder)
+    if isinstance(dense, str | Path):
+        check_apart(target, [dense])
     advising = _Advising(model, aim, chosen, target, budget, long_tokens, limit, seed, reporter)
-    _claim(target)
-    return advising.run()
+    with claimed(target, MARK, json.dumps({"format": ADVICE.format}) + "\n", "search", ANSWERS) as claim:
+        return advising.run(claim)
 
 
 def check_advice(use: str, keep: float, budget: float | None, tasks: str | Sequence[str] | None) -> tuple[Aim, Chosen]:
@@ -108,15 +111,6 @@ def check_advice(use: str, keep: float, budget: float | None, tasks: str | Seque
     return Aim(use, keep), parse_tasks({use: names})
 
 
-def _claim(folder: Path) -> None:
-    try:
-        if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise PrunelensError(f"{folder} exists and is not a search; choose another folder or remove it")
-        write_whole(folder / MARK, json.dumps({"format": ADVICE.format}) + "\n")
-    except OSError as error:
-        raise PrunelensError(f"the search cannot be kept in {folder} ({error.strerror or error})") from error
-
-
 class _Advising:
     """One search and its validation."""
 
@@ -134,14 +128,14 @@ class _Advising:
     ) -> None:
         self.model, self.aim, self.folder, self.budget, self.seed = model, aim, folder, budget, seed
         self.reporter = reporter
-        self.ledger = Ledger(folder / "answers")
+        self.ledger = Ledger(folder / ANSWERS)
         self.about = {"fingerprint": model.fingerprint, "dtype": str(model.dtype), "version": 1}
         self.settings = TaskSettings(limit=limit, subset="search", long_tokens=long_tokens)
         self.bench = Bench(model, chosen, self.settings, reporter)
         self._texts: Sequence[Sequence[int]] | None = None
 
-    def run(self) -> Advice:
-        """Search, validate, write."""
+    def run(self, claim: Claim) -> Advice:
+        """Search, validate, write; nothing in the folder is worth keeping where the use cannot be measured."""
         search_texts, other_texts = self._trajectories()
         search = Search(
             self.model,
@@ -153,15 +147,17 @@ class _Advising:
             self.about,
             self.reporter,
         )
-        self._first(search)
+        self._first(search, claim)
         self._search(search)
         self.ledger.allow(None)
         return self._validated(search, other_texts)
 
-    def _first(self, search: Search) -> None:
+    def _first(self, search: Search, claim: Claim) -> None:
         """The dense model's own scores, which tell whether the use can be measured and the budget is enough."""
         dense = search.dense_scores(self.bench)
+        claim.worthless = True
         loss_of(self.aim, dense, dense)
+        claim.worthless = False
         search.notes += coarse(self.aim, dense)
         if self.budget is not None and self.ledger.asked and self.ledger.spent > 60 * self.budget:
             minutes = self.ledger.spent / 60
@@ -331,9 +327,7 @@ class _Advising:
         from prunelens.report.advice_page import render_advice
 
         target = self.folder / self.aim.use
-        with ADVICE.new_folder(target) as temporary:
-            write_run(run, temporary)
-            (temporary / "report.html").write_text(render_advice(run), encoding="utf-8")
+        ADVICE.write(run, target, render_advice)
         return Advice(run, target)
 
 

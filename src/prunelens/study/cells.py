@@ -1,7 +1,6 @@
 """One cell of a sweep: made by a worker that opened the model once, and written whole or not at all."""
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +24,7 @@ from prunelens.study.evaluation import EVALUATION
 from prunelens.study.record import describe_size
 from prunelens.study.settings import silent
 from prunelens.study.stages import Stages, Written
-from prunelens.study.store import RUN, Run, read_run, write_run
+from prunelens.study.store import RUN, Run, finite, read_run, write_run
 from prunelens.study.study_file import Cell, Study
 from prunelens.tasks.encoding import encode
 from prunelens.tasks.prompts import prompts
@@ -142,7 +141,7 @@ def _compare(context: Context, candidate: Candidate, seed: int) -> Run | None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(finite(content)[0], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def cell_folder(folder: Path, cell: Cell) -> Path:
@@ -168,11 +167,6 @@ def read_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:
     except PrunelensError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def forget_cell(folder: Path, cell: Cell) -> None:
-    """Take a cell away, so that it is made again."""
-    shutil.rmtree(cell_folder(folder, cell), ignore_errors=True)
 
 
 def read_parts(folder: Path, cell: Cell) -> tuple[Run | None, Run | None]:

@@ -16,7 +16,7 @@ from prunelens.study.evaluation import EVALUATION, Evaluation, texts_table, valu
 from prunelens.study.record import describe_candidate, describe_model, describe_size
 from prunelens.study.scores import score_rows
 from prunelens.study.settings import Reporter, chosen_settings, silent
-from prunelens.study.store import Run
+from prunelens.study.store import Run, sound
 from prunelens.study.verdict import Thresholds, judge
 from prunelens.tasks.decoding import FREE, decoding_note
 from prunelens.tasks.harness import Harness
@@ -145,4 +145,4 @@ def collect(
         "summary": summary,
     }
     tables = {"tasks": values_table(everything), "texts": texts_table(everything)}
-    return Evaluation(Run(tables, info))
+    return Evaluation(Run(tables, sound(info)))

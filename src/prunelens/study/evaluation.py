@@ -97,15 +97,12 @@ class Evaluation(Result):
         """Write tables, run.json and the page into `folder`, whole or not at all; return the page's path.
 
         Raises:
-            PrunelensError: the folder exists and is not an evaluation, or cannot be written.
+            PrunelensError: the folder exists and is not an evaluation, or cannot be written; or the page alone cannot
+                be made.
         """
         from prunelens.report.evaluation_page import render_evaluation
 
-        target = Path(folder)
-        with EVALUATION.new_folder(target) as temporary:
-            self.write(temporary)
-            (temporary / "report.html").write_text(render_evaluation(self._run), encoding="utf-8")
-        return target / "report.html"
+        return EVALUATION.write(self._run, Path(folder), render_evaluation)
 
     def _repr_html_(self) -> str:
         from prunelens.report.evaluation_page import render_evaluation_summary

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prunelens.errors import PrunelensError
+from prunelens.memory import is_out_of_memory, memory_sentence
 
 MAX_ATTEMPTS = 3
 """So many times a job is begun, and so many workers in a row may be lost in their setup, before that is an error."""
@@ -107,6 +108,8 @@ class _Bench:
             return _Reply(_one_line(str(error)), traceback.format_exc())
         except Exception as error:
             text = _one_line(f"{type(error).__name__}: {error}").removesuffix(":")
+            if is_out_of_memory(error):
+                text = memory_sentence(error, "ask for fewer workers, a smaller batch_size or a smaller dtype")
             return _Reply(prefix + text, traceback.format_exc())
         return _Reply()
 
@@ -300,6 +303,7 @@ def _connect(ray: Any, workers: int, address: str | None) -> None:
     options: dict[str, Any] = {"address": address}
     if address is None:
         options = {"address": "local", "num_cpus": max(workers, 1), "include_dashboard": False}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address and (place := urlsplit(address if "://" in address else f"//{address}")).port:
             socket.create_connection((place.hostname, place.port), GRACE_SECONDS).close()  # Ray would try for minutes
@@ -311,3 +315,6 @@ def _connect(ray: Any, workers: int, address: str | None) -> None:
             f"expected Ray at {address or 'this machine'}, found no way to it ({_one_line(str(error))}); "
             "check that it runs, or use --executor local"
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits without a word

@@ -127,9 +127,9 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def noise_summary(table: pa.Table) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean, 95th percentile and maximum of what arithmetic alone does, by what was changed."""
-    found = {}
+def noise_summary(table: pa.Table) -> dict[str, dict[str, dict[str, float] | None]]:
+    """Mean, 95th percentile and maximum of what arithmetic alone does, by what was changed; None where undefined."""
+    found: dict[str, dict[str, dict[str, float] | None]] = {}
     for against in table["against"].unique().to_pylist():
         rows = table.filter(pa.compute.equal(table["against"], against))
         values = {name: rows[name].to_numpy() for name in ("kl_dense_compressed", "tv")}
@@ -139,7 +139,10 @@ def noise_summary(table: pa.Table) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
-def _spread(values: np.ndarray) -> dict[str, float]:
+def _spread(values: np.ndarray) -> dict[str, float] | None:
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
     return {
         "mean": float(np.mean(values)),
         "p95": float(np.percentile(values, 95)),

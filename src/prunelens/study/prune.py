@@ -8,7 +8,7 @@ from typing import Any
 from prunelens.errors import PrunelensError, check_seed
 from prunelens.models.carrying import bias_parameters
 from prunelens.models.export import LAYOUTS, NUM_STEPS, WHAT, export, is_export
-from prunelens.models.folders import check_target, probe_target
+from prunelens.models.folders import check_apart, probe_target, reserved
 from prunelens.models.loading import Model
 from prunelens.models.opening import quiet
 from prunelens.models.quantized import method_of
@@ -85,12 +85,26 @@ def prune(
     Raises:
         PrunelensError: bad input, a family that cannot express the result, or no space; nothing is left behind.
     """
-    check_seed(seed)
     recipe, target = parse_recipe(recipe) if isinstance(recipe, str) else recipe, Path(target)
+    check_seed(seed)
     check_request(recipe, target, layout)
     _check_dense(model)
     check_recipe(recipe, model)
-    probe_target(target, is_export, WHAT)
+    check_apart(target, [model.name])
+    with reserved(target, is_export, WHAT):
+        return _pruned(model, recipe, target, calibration, layout, run, seed, reporter)
+
+
+def _pruned(
+    model: Model,
+    recipe: Recipe,
+    target: Path,
+    calibration: Path | None,
+    layout: str,
+    run: Path | None,
+    seed: int,
+    reporter: Reporter,
+) -> PruneResult:
     findings, reported, about = _findings(run, recipe, model, calibration)
     texts = calibrate([recipe], model, calibration, reporter, reported)
     quantized = _quantize_step(recipe)
@@ -132,12 +146,12 @@ def prune(
 
 
 def check_request(recipe: Recipe, target: Path, layout: str) -> None:
-    """Refuse, before a model is opened, a folder that holds something else, or a layout that is not there.
+    """Refuse, before a model is opened, an output that cannot be written, or a layout that is not there.
 
     Raises:
         PrunelensError: as said, or a layout that cannot hold quantised weights.
     """
-    check_target(target, is_export, WHAT)
+    probe_target(target, is_export, WHAT)
     if layout not in LAYOUTS:
         raise PrunelensError(f"expected a --format of {' or '.join(LAYOUTS)}, found {layout!r}")
     if layout != LAYOUTS[0] and _quantize_step(recipe):

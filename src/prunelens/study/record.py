@@ -6,12 +6,14 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from prunelens.models.loading import Model
 from prunelens.pruning.apply import Pruned
 from prunelens.pruning.importance import Ranking
 from prunelens.study.candidates import Candidate
+from prunelens.study.rows import column, rows_of
 from prunelens.study.schemas import STAT_COLUMNS
 from prunelens.study.settings import Settings
 from prunelens.study.store import RUN
@@ -123,9 +125,9 @@ def _nulls(tables: dict[str, pa.Table], prompts: Sequence[Prompt]) -> dict[str, 
     """Why a column holds nulls, and why a prompt has no row of options."""
     found = {}
     for name in ("steps", "prompt_end", "noise"):
-        for column in ("amplification", "amplification_estimate"):
-            if tables[name][column].null_count:
-                found[f"{name}.{column}"] = "the logits did not turn (0/0)"
+        for ratio in ("amplification", "amplification_estimate"):
+            if tables[name][ratio].null_count:
+                found[f"{name}.{ratio}"] = "the logits did not turn (0/0)"
     layers = tables["layers"]
     if layers["kl_dense_compressed"].null_count:
         found["layers.logit_*, layers.prob_* and what follows from them"] = (
@@ -133,6 +135,17 @@ def _nulls(tables: dict[str, pa.Table], prompts: Sequence[Prompt]) -> dict[str, 
         )
     if layers["amplification"].null_count > layers["kl_dense_compressed"].null_count:
         found["layers.amplification"] = "the logits did not turn (0/0)"
+    cosines = [name for name in ("hidden_cosine", "logit_cosine", "prob_cosine") if _undefined(tables["steps"], name)]
+    if cosines:
+        found["means of " + ", ".join(f"steps.{name}" for name in cosines)] = (
+            "steps at which a vector is zero or its length overflows have no cosine; means leave them out, and are "
+            "null where no step is left"
+        )
+    for against in tables["noise"]["against"].unique().to_pylist():
+        rows = rows_of(tables["noise"], against=against)
+        for space, name in (("hidden", "hidden_cosine"), ("logit", "logit_cosine"), ("prob", "prob_cosine")):
+            if _undefined(rows, name) == rows.num_rows > 0:
+                found[f"noise.{against}.{space}_deviation"] = "a vector is zero or its length overflows at every step"
     if tables["attribution"]["kl_all_but"].null_count:
         found["attribution.kl_all_but, attribution.tv_all_but"] = "the compressed model does not change this sublayer"
     if tables["attribution"]["layer_idx"].null_count:
@@ -141,3 +154,8 @@ def _nulls(tables: dict[str, pa.Table], prompts: Sequence[Prompt]) -> dict[str, 
         if prompt.options_problem:
             found[f"prompt_end.options.{prompt.prompt_id}"] = prompt.options_problem
     return found
+
+
+def _undefined(table: pa.Table, name: str) -> int:
+    """How many values of a column are no finite numbers."""
+    return int((~np.isfinite(column(table, name))).sum())

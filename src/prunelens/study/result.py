@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from prunelens.study.store import RUN, Result, write_run
+from prunelens.study.store import RUN, Result
 from prunelens.study.stored import open_run
 
 
@@ -41,15 +41,11 @@ class Comparison(Result):
         """Write tables, run.json and the page into `folder`, whole or not at all; return the page's path.
 
         Raises:
-            PrunelensError: the folder exists and is not a run, or cannot be written.
+            PrunelensError: the folder exists and is not a run, or cannot be written; or the page alone cannot be made.
         """
         from prunelens.report.page import render_page
 
-        target = Path(folder)
-        with RUN.new_folder(target) as temporary:
-            write_run(self._run, temporary)
-            (temporary / "report.html").write_text(render_page(self._run), encoding="utf-8")
-        return target / "report.html"
+        return RUN.write(self._run, Path(folder), render_page)
 
     def _repr_html_(self) -> str:
         from prunelens.report.page import render_summary

@@ -14,8 +14,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from prunelens.errors import PrunelensError, check_seed, check_whole
+from prunelens.memory import is_out_of_memory
 from prunelens.models.loading import Model
-from prunelens.models.placement import is_out_of_memory
 from prunelens.models.sizes import is_quantized, network_bytes, tensor_bytes
 from prunelens.models.surgery import NOTHING, kept_weights
 from prunelens.models.variant import Variant
@@ -198,7 +198,7 @@ def _time(found: _Watched, ids: Int64[Tensor, "B T"], context: int) -> None:
 def _memory_explained(label: str, settings: SpeedSettings) -> Iterator[None]:
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         asked = f"{settings.batch_size} x ({settings.context} + {settings.new_tokens}) tokens"

@@ -23,7 +23,7 @@ from prunelens.study.layer_tables import noise_summary
 from prunelens.study.record import describe_run
 from prunelens.study.schemas import SCHEMAS
 from prunelens.study.settings import Advance, Reporter, Settings
-from prunelens.study.store import Run
+from prunelens.study.store import Run, sound
 from prunelens.study.summary import summarise
 from prunelens.study.tables import (
     Stats,
@@ -114,7 +114,7 @@ class Stages:
         info |= {"lens": inside.describe_lens(), "noise": noise_summary(tables["noise"])}
         info["nulls"] |= {f"layers.{label}": reason for label, reason in inside.misaligned.items()}
         info["nulls"] |= undrafted
-        return Run(tables, info | {"summary": summarise(tables, info, drafts)})
+        return Run(tables, sound(info | {"summary": summarise(tables, info, drafts)}))
 
     @contextmanager
     def _clock(self, stage: str) -> Iterator[None]:

@@ -1,9 +1,10 @@
 """A run on disk: Parquet files and one run.json, whole or not at all."""
 
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from prunelens.reading import MIB, checked_path, read_json
 from prunelens.study.schemas import SCHEMAS
 
 RECORD = "run.json"
+PAGE = "report.html"
 MAX_ROWS, MAX_TABLE = 50_000_000, 8192 * MIB
 """Rows, and bytes in memory, of a table that is read back."""
+UNDEFINED = "not a finite number: it is undefined for these models (0/0, or an overflow)"
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,44 @@ class Kind:
         with folders.new_folder(target, self.is_here, self.what) as temporary:
             yield temporary
 
-    def probe_target(self, target: Path) -> None:
-        """Find out before hours of work whether a result can be written to `target`.
+    def reserved(self, target: Path, models: Iterable[Any] = ()) -> AbstractContextManager[None]:
+        """Find out before hours of work whether a result can be written to `target`, and keep the place meanwhile.
+
+        Args:
+            target: where the result is to be.
+            models: what was named as models, none of which may be there.
 
         Raises:
-            PrunelensError: `target` exists and is not of this kind, or there are no rights there.
+            PrunelensError: `target` exists and is not of this kind, belongs to a model, is being written by another
+                process, or there are no rights there.
         """
-        folders.probe_target(target, self.is_here, self.what)
+        folders.check_apart(target, models)
+        return folders.reserved(target, self.is_here, self.what)
+
+    def probe_target(self, target: Path) -> None:
+        """The same, without keeping the place.
+
+        Raises:
+            PrunelensError: as `reserved`.
+        """
+        with self.reserved(target):
+            pass
+
+    def write(self, run: "Run", target: Path, render: Callable[["Run"], str]) -> Path:
+        """Write tables, run.json and the page into `target`, whole or not at all; returns the path of the page.
+
+        Raises:
+            PrunelensError: `target` exists and is not of this kind, cannot be written, or the page cannot be made: the
+                tables and run.json are there all the same.
+        """
+        page, fault = rendered(run, render)
+        with self.new_folder(target) as temporary:
+            write_run(run, temporary)
+            if page is not None:
+                (temporary / PAGE).write_text(page, encoding="utf-8")
+        if fault is not None:
+            raise pageless(target, fault) from fault
+        return target / PAGE
 
 
 RUN = Kind(
@@ -95,6 +129,7 @@ class Run:
 
 def format_of(folder: Path) -> str | None:
     """The mark of the result in a folder, None where there is none."""
+    folders.recover(folder)
     try:
         found = read_json(folder / RECORD, "a result")
     except PrunelensError:
@@ -107,8 +142,51 @@ def write_run(run: Run, folder: Path) -> None:
     """Write the tables and run.json into an existing folder."""
     for name, table in run.tables.items():
         pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
-    content = json.dumps(run.info, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "run.json").write_text(content + "\n", encoding="utf-8")
+    (folder / "run.json").write_text(info_text(run.info), encoding="utf-8")
+
+
+def info_text(info: dict[str, Any]) -> str:
+    """The text of run.json."""
+    return json.dumps(sound(info), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def sound(info: dict[str, Any]) -> dict[str, Any]:
+    """The content of run.json with None for numbers that JSON does not know; its `nulls` say which, and why."""
+    found, undefined = finite(info)
+    if not undefined:
+        return info
+    found["nulls"] = (found.get("nulls") or {}) | dict.fromkeys(undefined, UNDEFINED)
+    return found
+
+
+def finite(value: Any, path: str = "") -> tuple[Any, list[str]]:
+    """(the value with None in place of NaN and infinity, the paths at which they stood)."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None, [path]
+    if not isinstance(value, dict | list | tuple):
+        return value, []
+    pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
+    found = {key: finite(item, f"{path}.{key}" if path else str(key)) for key, item in pairs}
+    undefined = [place for _, places in found.values() for place in places]
+    items = {key: item for key, (item, _) in found.items()}
+    return items if isinstance(value, dict) else list(items.values()), undefined
+
+
+def rendered(run: Run, render: Callable[[Run], str]) -> tuple[str | None, Exception | None]:
+    """(the page, None), or (None, the fault that kept it from being made)."""
+    try:
+        return render(run), None
+    except Exception as error:
+        return None, error
+
+
+def pageless(folder: Path, fault: Exception) -> PrunelensError:
+    """What a user is told when everything is kept but the page."""
+    reason = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
+    return PrunelensError(
+        f"the page could not be made ({reason}); the tables and run.json are in {folder}, and "
+        f"`prunelens report {folder}` makes the page again"
+    )
 
 
 def replace_page(folder: Path, page: str) -> Path:

@@ -57,7 +57,7 @@ def _summary(tables: dict[str, pa.Table], info: dict[str, Any], record: dict[str
         "excess_nll": _interval(_excess_nll(sampled)),
         "same_top1": _interval(token_mean(greedy, "same_top1")),
         "cosines": {
-            space: float(np.mean(column(greedy, name)))
+            space: _defined_mean(column(greedy, name))
             for space, name in (("h", "hidden_cosine"), ("z", "logit_cosine"), ("p", "prob_cosine"))
         },
         "survival": _survival(tables, label),
@@ -78,6 +78,12 @@ def _summary(tables: dict[str, pa.Table], info: dict[str, Any], record: dict[str
         "options": _options(tables, label),
         "attribution": attributed(tables, info, label, float(np.mean(column(greedy, "kl_dense_compressed")))),
     }
+
+
+def _defined_mean(values: np.ndarray) -> float | None:
+    """The mean over the steps at which a cosine is defined (neither vector is zero), None where there are none."""
+    values = values[np.isfinite(values)]
+    return float(np.mean(values)) if len(values) else None
 
 
 def by_damage_per_byte(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -213,12 +219,17 @@ def _greedy_check(tables: dict[str, pa.Table], info: dict[str, Any], label: str)
             continue
         step = min(predicted, measured[prompt_id]) + 1
         gap = _smallest_gap(tables, label, prompt_id, step)
-        (ties if gap <= limit else unexplained).append({"prompt_id": prompt_id, "step": step, "gap": gap})
+        (ties if gap is not None and gap <= limit else unexplained).append(
+            {"prompt_id": prompt_id, "step": step, "gap": gap}
+        )
     return {"prompts": len(measured), "ties": ties, "unexplained": unexplained}
 
 
-def _smallest_gap(tables: dict[str, pa.Table], label: str, prompt_id: str, step: int) -> float:
-    """The smaller of both models' gaps in log-probability between the two most likely tokens."""
+def _smallest_gap(tables: dict[str, pa.Table], label: str, prompt_id: str, step: int) -> float | None:
+    """The smaller of both models' gaps in log-probability between the two most likely tokens.
+
+    None where there is no such step, because one of the texts had ended.
+    """
     rows = rows_of(tables["alternatives"], compressed=label, prompt_id=prompt_id, step=step).to_pylist()
     gaps = [
         math.log(max(probs[0], 1e-300) / max(probs[1], 1e-300))
@@ -226,7 +237,7 @@ def _smallest_gap(tables: dict[str, pa.Table], label: str, prompt_id: str, step:
         for probs in (row["dense_probs"], row["compressed_probs"])
         if len(probs) > 1
     ]
-    return min(gaps, default=math.inf)
+    return min(gaps, default=None)
 
 
 def _options(tables: dict[str, pa.Table], label: str) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +13,14 @@ import pyarrow.parquet as pq
 
 from prunelens.errors import PrunelensError, check_whole
 from prunelens.models.cache import write_whole
+from prunelens.models.folders import check_apart
 from prunelens.models.identify import identify
 from prunelens.reading import is_directory, is_file, read_bytes
-from prunelens.study.cells import Given, forget_cell, keep_error, read_cell, setup, work
+from prunelens.study.cells import CELLS, Given, keep_error, read_cell, setup, work
+from prunelens.study.claims import claimed, probe_claim
 from prunelens.study.executors import EXECUTORS
 from prunelens.study.settings import Reporter, silent
-from prunelens.study.store import Kind, Result, Run
+from prunelens.study.store import PAGE, Kind, Result, Run, info_text, pageless, rendered, sound
 from prunelens.study.stored import open_run
 from prunelens.study.study_file import Cell, Study, cells_of, parse_study, read_study
 from prunelens.study.sweep_tables import SCHEMAS, sweep_tables
@@ -28,6 +29,7 @@ from prunelens.tasks.harness import Harness
 from prunelens.tasks.prompts import CORE, prompts
 from prunelens.tasks.suite import CORE_RETRIEVAL, files_hash, is_retrieval, parse_tasks, retrieval_folder
 
+MARK = "study.json"
 SWEEP = Kind(
     "prunelens-sweep",
     1,
@@ -104,16 +106,19 @@ def sweep(
         raise PrunelensError(f"expected an executor of {', '.join(EXECUTORS)}, found {executor!r}")
     check_whole("--workers", workers, 1)
     _check_tasks(found)
+    check_apart(target, [found.model])
+    probe_claim(target, MARK, "sweep")
     cells = cells_of(found, identify(found.model), _texts_hash(found))
-    _claim(target, found)
-    for cell in cells:
-        if retry_failed and "error" in (read_cell(target, cell) or {}):
-            forget_cell(target, cell)
-    missing = [cell for cell in cells if read_cell(target, cell) is None]
-    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 and executor == "local" else None
-    given = Given(_with_whole_paths(found), target.absolute(), threads)
-    _make(missing, len(cells), given, executor, workers, address, reporter)
-    return _finish(found, cells, target)
+    with claimed(target, MARK, found.model_dump_json(indent=1) + "\n", "sweep", CELLS):
+        missing = [cell for cell in cells if _is_missing(read_cell(target, cell), retry_failed)]
+        threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 and executor == "local" else None
+        given = Given(_with_whole_paths(found), target.absolute(), threads)
+        _make(missing, len(cells), given, executor, workers, address, reporter)
+        return _finish(found, cells, target)
+
+
+def _is_missing(record: Mapping[str, Any] | None, retry_failed: bool) -> bool:
+    return record is None or (retry_failed and "error" in record)
 
 
 def _as_study(study: str | Path | Mapping[str, Any] | Study) -> Study:
@@ -174,20 +179,6 @@ def _texts_hash(study: Study) -> str:
     return digest.hexdigest()
 
 
-def _claim(folder: Path, study: Study) -> None:
-    """Make the folder a sweep's, or see that it is one already."""
-    mark = folder / "study.json"
-    try:
-        if folder.exists() and not mark.is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise PrunelensError(f"{folder} exists and is not a sweep; choose another folder or remove it")
-        (folder / "cells").mkdir(parents=True, exist_ok=True)
-        for stale in (folder / "cells").glob(".*"):  # of workers that were killed while they wrote
-            shutil.rmtree(stale, ignore_errors=True)
-        write_whole(mark, study.model_dump_json(indent=1) + "\n")
-    except OSError as error:
-        raise PrunelensError(f"the sweep cannot be kept in {folder} ({error.strerror or error})") from error
-
-
 def _make(
     missing: list[Cell],
     total: int,
@@ -211,17 +202,32 @@ def _make(
 def _finish(study: Study, cells: list[Cell], folder: Path) -> Sweep:
     from prunelens.report.sweep_page import render_sweep
 
-    tables, info = sweep_tables(study, cells, folder)
-    info = {"format": SWEEP.format, "format_version": SWEEP.version} | info
-    run = Run(tables, info)
+    run = _gathered(study, cells, folder)
+    page, fault = rendered(run, render_sweep)
     try:
-        for name, table in tables.items():
+        for name, table in run.tables.items():
             _write_table(folder / f"{name}.parquet", table)
-        write_whole(folder / "run.json", json.dumps(info, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        write_whole(folder / "report.html", render_sweep(run))
+        write_whole(folder / "run.json", info_text(run.info))
+        if page is not None:
+            write_whole(folder / PAGE, page)
     except OSError as error:
         raise PrunelensError(f"the sweep cannot be written to {folder} ({error.strerror or error})") from error
+    if fault is not None:
+        raise pageless(folder, fault) from fault
     return Sweep(run, folder)
+
+
+def _gathered(study: Study, cells: list[Cell], folder: Path) -> Run:
+    try:
+        tables, info = sweep_tables(study, cells, folder)
+    except PrunelensError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise PrunelensError(
+            f"the tables of the sweep cannot be made ({reason}); every cell is kept in {folder / CELLS}"
+        ) from error
+    return Run(tables, sound({"format": SWEEP.format, "format_version": SWEEP.version} | info))
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -1,0 +1,393 @@
+"""Commands that are stopped, killed or starved, and models without numbers: real processes on tiny checkpoints."""
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import torch
+
+import prunelens.cli
+import prunelens.report.page
+from conftest import tiny_network, tiny_tokenizer, words
+from prunelens.errors import PrunelensError
+from prunelens.memory import is_out_of_memory, memory_sentence
+from prunelens.models.loading import wrap
+from prunelens.models.locks import HeldError, locked
+from prunelens.report.again import render_again
+from prunelens.report.terminal import print_result
+from prunelens.study.compare import compare
+from prunelens.study.result import Comparison
+from prunelens.study.store import RUN
+
+PRUNELENS = [sys.executable, "-c", "from prunelens.cli import main; main()"]
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def place(checkpoint: Path) -> Path:
+    """A folder with the checkpoint, prompts enough to be stopped among them, and a study."""
+    lines = [words(3 + row % 90, 4 + row % 80) for row in range(3000)]
+    (checkpoint.parent / "prompts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return checkpoint.parent
+
+
+def start(place: Path, *argv: str, **more: Any) -> subprocess.Popen[str]:
+    environment = os.environ | {"PRUNELENS_CACHE": str(place / "cache")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more
+    return subprocess.Popen([*PRUNELENS, *argv], cwd=place, env=environment, **pipes)
+
+
+def long_compare(place: Path) -> subprocess.Popen[str]:
+    options = ["--prompts", "prompts.txt", "--no-chat-template", "--max-new-tokens", "100", "-o", "deep/run"]
+    return start(place, "compare", "checkpoint", "drop-mlp:1", *options)
+
+
+# --- signals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_stops_a_command_in_order(place: Path, number: signal.Signals) -> None:
+    before = {path.name for path in place.iterdir()}
+    process = long_compare(place)
+    wait_for((place / "deep" / ".run.lock").exists, process)
+    process.send_signal(number)
+    process.send_signal(number)  # schedulers send it to the group and to the leader
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout, stderr) == (128 + number, "", "prunelens: stopped\n")
+    assert {path.name for path in place.iterdir()} - {"cache"} == before
+
+
+def test_a_signal_that_is_ignored_stays_so(place: Path) -> None:
+    """As under nohup."""
+    process = start(place, "inspect", "checkpoint", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for(lambda: "torch" in Path(f"/proc/{process.pid}/maps").read_text(), process)
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate()[1] == ""
+    assert process.returncode == 0
+
+
+def test_a_sweep_that_is_stopped_ends_its_workers(place: Path) -> None:
+    recipes = [f"drop-{part}@{layer}" for part in ("mlp", "attention", "block") for layer in range(4)]
+    study = {"model": "checkpoint", "recipes": recipes, "compare": {"prompts": "prompts.txt", "chat_template": False}}
+    (place / "study.yaml").write_text(json.dumps(study), encoding="utf-8")
+    process = start(place, "sweep", "study.yaml", "-o", "swept", start_new_session=True)
+    workers: list[psutil.Process] = []
+
+    def has_workers() -> bool:
+        workers[:] = psutil.Process(process.pid).children(recursive=True)
+        return len(workers) >= 3  # the fork server, the tracker, a worker
+
+    wait_for(has_workers, process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate()
+    assert (process.returncode, stderr) == (143, "prunelens: stopped\n")
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+    assert not (place / "swept").exists()  # no cell was made
+
+
+def test_nobody_reads_on(place: Path) -> None:
+    process = start(place, "inspect", "checkpoint", "--json")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait() in (1, 141)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_may_be_closed(place: Path, closed: str) -> None:
+    command = " ".join(f"'{part}'" for part in (*PRUNELENS, "inspect", "checkpoint"))
+    done = subprocess.run(["bash", "-c", f"{command} {closed}"], cwd=place, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
+def test_a_full_disk_behind_stdout_is_told(place: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = start(place, "inspect", "checkpoint", "--json", stdout=full)
+        _, stderr = process.communicate()
+    assert process.returncode == 2
+    assert stderr.startswith("prunelens: ")
+    assert "No space left" in stderr
+    assert stderr.count("\n") == 1
+
+
+# --- two writers, and what a killed one leaves -------------------------------------------------------------------
+
+
+def test_a_second_writer_is_told_who_is_at_work_and_a_dead_one_is_no_hindrance(place: Path) -> None:
+    process = long_compare(place)
+    lock = place / "deep" / ".run.lock"
+    wait_for(lambda: lock.exists() and lock.read_text(), process)
+    for command in ("compare", "evaluate"):
+        second = start(place, command, "checkpoint", "drop-mlp:1", "-o", "deep/run")
+        stdout, stderr = second.communicate()
+        assert (second.returncode, stdout) == (2, "")
+        assert f"deep/run is being written by process {process.pid} on " in stderr
+        assert stderr.count("\n") == 1
+    process.kill()
+    process.communicate()
+    assert lock.exists()
+    RUN.probe_target(place / "deep" / "run")
+    assert list((place / "deep").iterdir()) == []
+
+
+def test_a_second_sweep_touches_nothing_of_the_first(place: Path) -> None:
+    study = {"model": "checkpoint", "recipes": ["drop-mlp@1"], "compare": {"num_prompts": 2}}
+    (place / "study.yaml").write_text(json.dumps(study), encoding="utf-8")
+    living = place / "swept" / "cells" / ".0123456789abcdef.00000000.aaaaaaaa"
+    living.mkdir(parents=True)
+    (place / "swept" / "study.json").write_text("{}")
+    with locked(place / "swept" / ".lock", "the first"):
+        process = start(place, "sweep", "study.yaml", "-o", "swept")
+        _, stderr = process.communicate()
+    assert process.returncode == 2
+    assert f"swept is being written by process {os.getpid()} on " in stderr
+    assert living.is_dir()
+    assert (place / "swept" / "study.json").read_text() == "{}"
+
+
+def test_a_lock_is_held_by_one_process_and_once_more_by_the_same(tmp_path: Path) -> None:
+    path = tmp_path / ".x.lock"
+    with locked(path, "x") as first, locked(path, "x") as again:
+        assert (first, again) == (True, False)
+        child = os.fork()
+        if child == 0:
+            try:
+                with locked(path, "x"):
+                    os._exit(1)
+            except HeldError:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_locks_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with locked(tmp_path / ".x.lock", "x") as alone:
+        assert not alone
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- refused before anything -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["checkpoint", "checkpoint/run", "."])
+@pytest.mark.parametrize("command", [("compare",), ("evaluate",), ("prune",), ("advise", "--for", "retrieval")])
+def test_no_output_in_or_around_the_model(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    output: str,
+    command: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(place)
+    recipe = [] if command[0] == "advise" else ["drop-mlp:1"]
+    monkeypatch.setattr(sys, "argv", ["prunelens", command[0], "checkpoint", *recipe, *command[1:], "-o", output])
+    before = sorted(place.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        prunelens.cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "float128"}, {"device": "cuda:99"}, {"model": "nowhere"}, {"recipes": ["drop-block:9"]}]
+)
+def test_a_refused_sweep_leaves_nothing(place: Path, change: dict[str, Any]) -> None:
+    study = {"model": "checkpoint", "recipes": ["drop-mlp@1"], "compare": {"num_prompts": 2}} | change
+    (place / "study.yaml").write_text(json.dumps(study), encoding="utf-8")
+    process = start(place, "sweep", "study.yaml", "-o", "deep/swept")
+    _, stderr = process.communicate()
+    if "recipes" in change:  # a cell that failed is a result
+        assert process.returncode == 0
+        return
+    assert (process.returncode, stderr.count("\n")) == (2, 1), stderr
+    assert not (place / "deep").exists()
+
+
+# --- models without numbers --------------------------------------------------------------------------------------
+
+
+def nothing(network: Any) -> None:
+    pass
+
+
+def zero(network: Any) -> None:
+    for weight in network.parameters():
+        weight.data.zero_()
+
+
+def zero_head(network: Any) -> None:
+    network.lm_head.weight.data.zero_()
+
+
+def zero_norm(network: Any) -> None:
+    network.model.norm.weight.data.zero_()
+
+
+def huge_head(network: Any) -> None:
+    network.lm_head.weight.data.mul_(1e30)
+
+
+def half_head(network: Any) -> None:
+    network.lm_head.weight.data[48:] = 0
+
+
+def ends_at_once(network: Any) -> None:
+    network.generation_config.eos_token_id = network.config.eos_token_id = list(range(97))
+
+
+FULL = {"attribute": True, "draft": True, "noise_dtype": "bfloat16", "lens": "both", "lens_steps": 50}
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.parametrize("more", [{}, FULL, FULL | {"max_new_tokens": 1}], ids=["plain", "full", "one token"])
+@pytest.mark.parametrize(
+    ("dense", "compressed"),
+    [
+        (nothing, nothing),
+        (nothing, zero),
+        (nothing, zero_norm),
+        (nothing, half_head),
+        (nothing, huge_head),
+        (zero, nothing),
+        (zero_head, nothing),
+        (huge_head, nothing),
+        (ends_at_once, nothing),
+        (zero, zero),
+    ],
+)
+def test_a_degenerate_model_is_compared_to_the_end(
+    tmp_path: Path, dense: Callable[[Any], None], compressed: Callable[[Any], None], more: dict[str, Any]
+) -> None:
+    models = []
+    for name, change in (("dense", dense), ("compressed", compressed)):
+        network = tiny_network("llama")
+        change(network)
+        models.append(wrap(network, tiny_tokenizer(), name=name))
+    (tmp_path / "prompts.txt").write_text(f"{words(3, 4, 5)}\n{words(6, 7, 9, 10)}\n")
+    settings = {"max_new_tokens": 6, "chat_template": False, "prompts": tmp_path / "prompts.txt"} | more
+    result = compare(models[0], models[1], **settings)
+    page = result.report(tmp_path / "run")
+    print_result(result.tables, result.info)
+    info = json.loads(page.with_name("run.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert render_again(tmp_path / "run") == page.read_text(encoding="utf-8")
+    summary = info["summary"][0]
+    vectors = np.array(
+        result.tables["steps"].filter(pa.compute.equal(result.tables["steps"]["trace"], "greedy"))["hidden_cosine"]
+    )
+    is_undefined = zero in (dense, compressed) or zero_norm in (dense, compressed)
+    assert (summary["cosines"]["h"] is None) == is_undefined
+    assert np.isnan(vectors).all() == is_undefined
+    if is_undefined:
+        assert any("hidden_cosine" in name for name in info["nulls"])
+    if dense is compressed:
+        assert summary["kl"]["max"] == pytest.approx(0, abs=1e-9)
+    if compressed is zero and dense is nothing:  # the compressed model says 1/97 to every token
+        entropies = result.tables["steps"]["entropy_compressed"].to_numpy()
+        assert entropies == pytest.approx(math.log(97))
+
+
+def test_a_huge_seed_is_refused_before_anything_runs() -> None:
+    for seed in (2**63, 2**70, 10**4000, -1):
+        with pytest.raises(PrunelensError, match=r"expected a seed of at least 0 .*2\*\*62") as refused:
+            compare("nowhere", "drop-mlp:1", seed=seed)
+        assert len(str(refused.value)) < 200
+
+
+def test_a_page_that_cannot_be_made_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrap(tiny_network("llama"), tiny_tokenizer(), name="dense")
+    (tmp_path / "prompts.txt").write_text(words(3, 4, 5) + "\n")
+    result = compare(model, "drop-mlp:1", prompts=tmp_path / "prompts.txt", max_new_tokens=3, chat_template=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(prunelens.report.page, "render_page", lambda run: 1 / 0)
+        with pytest.raises(PrunelensError, match=r"the page could not be made \(ZeroDivisionError.*prunelens report"):
+            result.report(tmp_path / "run")
+    assert Comparison.open(tmp_path / "run").summary == result.summary
+    assert "<html" in render_again(tmp_path / "run")
+
+
+# --- memory ------------------------------------------------------------------------------------------------------
+
+
+def torch_full() -> None:
+    torch.empty(2**60)
+
+
+def torch_overflow() -> None:
+    torch.empty(2**62, 2**62)
+
+
+def numpy_full() -> None:
+    np.empty(2**60)
+
+
+def arrow_full() -> None:
+    pa.allocate_buffer(2**60)
+
+
+def system_full() -> None:
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+def wrapped() -> None:
+    try:
+        np.empty(2**60)
+    except MemoryError as error:
+        raise ValueError("a library's own words") from error
+
+
+@pytest.mark.parametrize("work", [torch_full, torch_overflow, numpy_full, arrow_full, system_full, wrapped])
+def test_full_memory_is_known_in_every_library_s_words(work: Callable[[], None]) -> None:
+    with pytest.raises(Exception) as fault:  # noqa: PT011
+        work()
+    assert is_out_of_memory(fault.value)
+    said = memory_sentence(fault.value)
+    assert said.startswith("out of memory (")
+    assert "lower --batch-size" in said
+    assert len(said) < 300
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("out of range"), OSError(errno.ENOSPC, "full"), RuntimeError("bug"), None]
+)
+def test_other_faults_are_not_memory(error: Exception | None) -> None:
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("argv", [("benchmark", "--context", "4", "--new-tokens", "2"), ("compare",), ("evaluate",)])
+def test_a_batch_of_a_billion_ends_in_one_sentence_or_well(place: Path, argv: tuple[str, ...]) -> None:
+    (place / "prompts.txt").write_text(words(3, 4, 5) + "\n")
+    options = {"compare": ["--prompts", "prompts.txt", "--no-chat-template", "--max-new-tokens", "3"]}.get(argv[0], [])
+    if argv[0] == "evaluate":
+        options = ["--tasks", "core_retrieval", "--limit", "1"]
+    process = start(place, argv[0], "checkpoint", "drop-mlp@1", *argv[1:], *options, "--batch-size", "1000000000000000")
+    _, stderr = process.communicate()
+    assert "Traceback" not in stderr
+    if argv[0] == "benchmark":
+        assert (process.returncode, stderr.count("\n")) == (2, 1), stderr
+        assert "lower --batch-size" in stderr
+    else:
+        assert process.returncode == 0 or stderr.count("\n") == 1, stderr
