@@ -455,3 +455,90 @@ def test_models_without_a_shared_item() -> None:
     dense = [alike(FACTS, 1), alike(LENGTH, 20)]
     own = [alike(FACTS, 1), Scored(LENGTH, {})]
     assert "facts" in {row["task"] for row in score_rows(dense, own)}
+
+
+# --------------------------------------------------------------------------- scores on other scales, few items
+
+
+MCC = Metric("pairs", "mcc", "multiple-choice", 0.0, decides="kept", aggregation="matthews_corrcoef")
+ROUGE = Metric("summaries", "rouge", "long-generation", None, decides="kept")
+
+
+def pairs(count: int, wrong: int) -> Scored:
+    """Answers beside targets, of which the first `wrong` are turned round."""
+    keys = [f"item-{place}" for place in range(count)]
+    found = {key: [place % 2, (place + (place < wrong)) % 2] for place, key in enumerate(keys)}
+    return Scored(MCC, dict.fromkeys(keys), parts=found)
+
+
+@pytest.mark.parametrize(
+    ("count", "wrong", "expected"),
+    [(300, 0, SAFE), (300, 3, SAFE), (300, 150, BROKEN), (8, 0, AT_RISK), (71, 0, AT_RISK)],
+)
+def test_a_score_by_another_aggregation_is_judged_by_itself(count: int, wrong: int, expected: str) -> None:
+    from sklearn.metrics import matthews_corrcoef
+
+    dense, own = [pairs(count, 0)], [pairs(count, wrong)]
+    (row,) = score_rows(dense, own)
+    whole = matthews_corrcoef(*zip(*own[0].parts.values(), strict=True))
+    assert (row["dense"]["mean"], row["compressed"]["mean"]) == (1, pytest.approx(whole))
+    found = judge(dense, own, [row])[1]
+    assert (found.verdict, found.value) == (expected, pytest.approx(whole))
+    assert "pairs: mcc" in found.number
+    if count < 72:
+        assert found.reason == f"{count} items, safe needs at least 72"
+
+
+def test_scores_on_different_scales_are_not_added() -> None:
+    more = Metric("essays", "score", "long-generation", 0.0, decides="kept")
+    dense = [alike(ROUGE, 40), alike(more, 0.5)]
+    own = [alike(ROUGE, 40), alike(more, 0.25)]
+    (found,) = [line for line in judge(dense, own, score_rows(dense, own)) if line.value is not None]
+    assert (found.verdict, found.value) == (BROKEN, 0.5)  # added, 40.25 / 40.5 would be safe
+    own = [alike(ROUGE, 20), alike(more, 0.5)]
+    (found,) = [line for line in judge(dense, own, score_rows(dense, own)) if line.value is not None]
+    assert (found.verdict, found.value) == (BROKEN, 0.5)
+    assert found.reason == "chance is not known on summaries"
+
+
+def test_a_mean_below_zero_has_no_share() -> None:
+    comet = Metric("translated", "comet", "short-generation", None, decides="kept")
+    sides = [scored(comet, *[0.5] * 100, -0.5)]
+    (row,) = score_rows(sides, sides)
+    assert (row["decides"], row["kept"], row["reason"]) == (None, None, "comet has values below 0")
+    found = judge(sides, sides, [row])[2]
+    assert (found.verdict, found.reason) == (UNKNOWN, "translated: comet has values below 0")
+
+
+def test_what_was_stored_stands_where_no_parts_were_kept() -> None:
+    (row,) = score_rows([pairs(80, 0)], [pairs(80, 1)])
+    bare = [Scored(MCC, dict.fromkeys(pairs(80, 0).values))]
+    assert score_rows(bare, bare, [row]) == [row]
+    assert score_rows(bare, bare)[0]["dense"]["mean"] is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 19, 36, 71])
+def test_few_items_never_give_safe(count: int) -> None:
+    for metric in (CHOICE, FACTS, NDCG, NLL, LOOPS, ROUGE, OVERLAP):
+        sides = [scored(metric, *[1.0] * count)]
+        found = [line.verdict for line in judge(sides, sides, score_rows(sides, sides)) if line.value is not None]
+        assert SAFE not in found or (metric is NLL and count >= 20), metric
+    record = comparison(num_prompts=count, survival={"8": {"value": 1.0, "low": 1.0, "high": 1.0}})
+    record["options"] = {"prompts": count, "same_choice": count}
+    verdicts = [line.verdict for line in predict(record)]
+    assert verdicts[1:3] == [UNKNOWN if count < MIN_OPTIONS else AT_RISK, AT_RISK]
+    assert verdicts[3] == (SAFE if count >= 20 else AT_RISK)
+
+
+def test_many_equal_items_give_safe() -> None:
+    for metric in (CHOICE, FACTS, NDCG, NLL, LOOPS, ROUGE, OVERLAP):
+        sides = [scored(metric, *[1.0] * 224)]
+        found = [line.verdict for line in judge(sides, sides, score_rows(sides, sides)) if line.value is not None]
+        assert found == [SAFE], metric
+
+
+def test_neighbours_among_ten_passages_decide_nothing() -> None:
+    for chance in (1.0, None):
+        overlap = Metric("small", "overlap_at_10", "retrieval", chance, decides="agreement")
+        found = judged({overlap: (1, 1)})["retrieval"]
+        assert (found.verdict, found.reason) == (UNKNOWN, "no score of small says what is kept")
