@@ -283,3 +283,10 @@ def test_the_sections_follow_the_chosen_model(browser: Any, tmp_path: Path) -> N
     assert "MLP of block 1, which is framed" in browser.find_element(By.ID, "local").text
     assert "Before the MLP of block 1" in browser.find_element(By.ID, "depth").text
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("bfloat16", True), ("float16", True), ("float32", False)])
+def test_the_noise_floor_says_that_it_is_of_reading_where_ties_are_near(dtype: str, told: bool) -> None:
+    run = add_noise(emptied(a_run()))
+    info = run.info | {"dense": run.info["dense"] | {"dtype": dtype}}
+    assert (f"What is written in {dtype} may differ with another batch size" in noise_sentence(info)) == told

@@ -32,10 +32,10 @@ def find_block(layer_idx: int, layer: nn.Module, seen: dict[nn.Module, Seen], na
     source = whole.source.to(whole.value.device)  # the layer before may be on another device
     _check_widths(chains, source, names)
     scales = solve_scales(source, whole.value, [chain.contribution for chain in chains], name)
-    groups = _grouped(chains, [_kind(chain, [other for other in chains if other is not chain]) for chain in chains])
-    found = tuple(_joined(layer_idx, group, chains, scales, names) for group in groups)
-    kinds = [part.kind for part in found]
-    if kinds not in KINDS:
+    kinds = [_kind(chain, [other for other in chains if other is not chain]) for chain in chains]
+    groups = _grouped(chains, kinds)
+    found = tuple(_joined(layer_idx, kinds[group[0]], group, chains, scales, names) for group in groups)
+    if [part.kind for part in found] not in KINDS:
         raise UnprovedError(
             f"expected at most one attention and one MLP in {name}, "
             f"found {', '.join(f'{part.kind} {part.name}' for part in found)}"
@@ -110,11 +110,11 @@ def _grouped(chains: list[Chain], kinds: list[Kind]) -> list[list[int]]:
 
 
 def _joined(
-    layer_idx: int, group: list[int], chains: list[Chain], scales: list[float], names: dict[nn.Module, str]
+    layer_idx: int, kind: Kind, group: list[int], chains: list[Chain], scales: list[float], names: dict[nn.Module, str]
 ) -> Sublayer:
     """One sublayer of the chains of a group, the one with most parameters first."""
     others = [chain for at, chain in enumerate(chains) if at not in group]
-    strands = [_describe(layer_idx, chains[at], others, scales[at], names) for at in group]
+    strands = [_describe(layer_idx, kind, chains[at], others, scales[at], names) for at in group]
     main = max(strands, key=lambda strand: sum(w.numel() for module in strand.body for w in module.parameters()))
     beside = tuple(strand for strand in strands if strand is not main)
     return replace(
@@ -136,13 +136,15 @@ def _kind(chain: Chain, others: list[Chain]) -> Kind:
     return "mlp" if all(_is_position_wise(link, chain) for link in _heavy(chain, others)) else "attention"
 
 
-def _describe(layer_idx: int, chain: Chain, others: list[Chain], scale: float, names: dict[nn.Module, str]) -> Sublayer:
+def _describe(
+    layer_idx: int, kind: Kind, chain: Chain, others: list[Chain], scale: float, names: dict[nn.Module, str]
+) -> Sublayer:
     shared = [link for other in others for link in other.links]
     links, heavy = chain.links, _heavy(chain, others)
     first, last = links.index(heavy[0]), links.index(heavy[-1])
     norms = [link for link in (*links[:first], *links[last + 1 :]) if link not in shared]
     return Sublayer(
-        kind=_kind(chain, others),
+        kind=kind,
         layer_idx=layer_idx,
         name="+".join([names[heavy[0].module], *(names[link.module].rsplit(".", 1)[-1] for link in heavy[1:])]),
         module=_dropping_module(chain, max(heavy, key=lambda link: link.num_parameters)),
