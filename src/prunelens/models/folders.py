@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prunelens.errors import PrunelensError
+from prunelens.reading import checked_path
 
 IsOurs = Callable[[Path], bool]
 """Whether a folder that is not empty holds an earlier result, which may be replaced."""
@@ -73,6 +74,7 @@ def check_target(target: Path, is_ours: IsOurs, what: str) -> None:
     Raises:
         PrunelensError: as said.
     """
+    checked_path(target, f"the {what}")
     if not os.path.lexists(target):
         return
     try:
