@@ -47,7 +47,6 @@ SCORES = {
         ("drop-block:2", [], [], [3, 1]),
         ("drop-block:2,consecutive", [], [], [0, 1]),
         ("drop-block:3,consecutive", [], [], [1, 2, 3]),
-        ("drop-block:4,consecutive", [], [], [0, 1, 2, 3]),
         ("drop-attention@1+drop-attention:1", [1, 3], [], []),
         ("drop-block@3+drop-attention:1", [1], [], [3]),
         ("drop-attention@3+drop-block:1", [3], [], [1]),
@@ -62,6 +61,9 @@ def test_resolve(recipe: str, attention: list[int], mlp: list[int], block: list[
     "recipe",
     [
         "drop-attention:5",
+        "drop-block:4,consecutive",
+        "drop-attention:4+drop-mlp:4",
+        "drop-sublayers:8",
         "drop-sublayers:9",
         "drop-block:5,consecutive",
         "drop-mlp@4",

@@ -515,12 +515,12 @@ def test_pooling_is_passed_on(dense: Model, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"limit": 1}, "--limit of at least 2 items, found 1"),
+        ({"limit": 1}, "--limit of at least 2, found 1"),
         ({"limit": 0}, "--limit of at least 2"),
         ({"batch_size": 0}, "--batch-size"),
         ({"long_tokens": 0}, "--long-tokens"),
         ({"subset": "odd"}, "all, search, held-out, found 'odd'"),
-        ({"pooling": "max"}, "--pooling mean or lasttoken, found 'max'"),
+        ({"pooling": "max"}, "--pooling of mean, lasttoken, found 'max'"),
         ({"tasks": "core_chioce"}, r"did you mean core_choice\?"),
         ({"tasks": {"retrieval": []}}, "retrieval has no task"),
     ],
@@ -539,7 +539,7 @@ def test_what_cannot_be_compared_is_refused(dense: Model, monkeypatch: pytest.Mo
         ((), "at least one compressed model"),
         (("drop-mlp@1", "drop-mlp@1"), "given twice"),
         (("drop-mlp@9",), "from 0 to 3"),
-        (("drop-mpl:1",), "expected a recipe"),
+        (("drop-mpl:1",), "did you mean drop-mlp"),
     ):
         with pytest.raises(PrunelensError, match=words):
             evaluate(dense, *compressed, tasks="core_choice")

@@ -15,6 +15,7 @@ from typing import Any
 
 from prunelens.errors import PrunelensError
 from prunelens.models.locks import HeldError, locked
+from prunelens.reading import checked_path
 
 IsOurs = Callable[[Path], bool]
 """Whether a folder that is not empty holds an earlier result, which may be replaced."""
@@ -137,6 +138,7 @@ def check_target(target: Path, is_ours: IsOurs, what: str) -> None:
     Raises:
         PrunelensError: as said.
     """
+    checked_path(target, f"the {what}")
     if not os.path.lexists(target):
         return
     try:

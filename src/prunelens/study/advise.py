@@ -17,6 +17,7 @@ from prunelens.models.surgery import Drop
 from prunelens.pruning.importance import Ranking, choose, rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.pruning.steps import Step
+from prunelens.reading import checked_path
 from prunelens.study.advice import ADVICE, SCHEMAS, Advice
 from prunelens.study.bench import Bench, TaskSettings
 from prunelens.study.calibration_texts import own_texts
@@ -84,7 +85,7 @@ def advise(
     check_seed(seed)
     TaskSettings(limit=limit, long_tokens=long_tokens).check()
     model = dense if isinstance(dense, Model) else load(dense)
-    target = Path(folder)
+    target = checked_path(folder, "the search")
     if isinstance(dense, str | Path):
         check_apart(target, [dense])
     advising = _Advising(model, aim, chosen, target, budget, long_tokens, limit, seed, reporter)

@@ -59,7 +59,7 @@ class TaskSettings:
             PrunelensError: as said.
         """
         if self.limit is not None:
-            check_whole("--limit (items)", self.limit, 2)
+            check_whole("--limit", self.limit, 2)
         check_whole("--batch-size", self.batch_size, 1)
         check_whole("--long-tokens", self.long_tokens, 1, MOST_TOKENS)
         check_flag("chat_template", self.chat_template)

@@ -48,7 +48,7 @@ class SpeedSettings:
         """
         for name in ("batch_size", "context", "new_tokens"):
             check_whole(f"--{name.replace('_', '-')}", getattr(self, name), 1)
-        check_whole("--repeats (one alone has no range)", self.repeats, 2)
+        check_whole("--repeats", self.repeats, 2)
         check_seed(self.seed)
 
     def num_runs(self, num_models: int) -> int:

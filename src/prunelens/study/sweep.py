@@ -15,7 +15,7 @@ from prunelens.errors import PrunelensError, check_whole
 from prunelens.models.cache import write_whole
 from prunelens.models.folders import check_apart
 from prunelens.models.identify import identify
-from prunelens.reading import is_directory, is_file, read_bytes
+from prunelens.reading import checked_path, is_directory, is_file, read_bytes
 from prunelens.study.cells import CELLS, Given, keep_error, read_cell, setup, work
 from prunelens.study.claims import claimed, probe_claim
 from prunelens.study.executors import EXECUTORS
@@ -101,7 +101,7 @@ def sweep(
     Raises:
         PrunelensError: a bad study, a folder that holds something else, or a model that no worker can open.
     """
-    found, target = _as_study(study), Path(folder)
+    found, target = _as_study(study), checked_path(folder, "the sweep")
     if executor not in EXECUTORS:
         raise PrunelensError(f"expected an executor of {', '.join(EXECUTORS)}, found {executor!r}")
     check_whole("--workers", workers, 1)
