@@ -31,6 +31,7 @@ from prunelens.study.compare import compare
 from prunelens.study.result import Comparison
 from prunelens.study.store import RUN
 
+SOURCE = str(Path(prunelens.cli.__file__).parents[1])
 PRUNELENS = [sys.executable, "-c", "from prunelens.cli import main; main()"]
 
 
@@ -49,7 +50,7 @@ def place(checkpoint: Path) -> Path:
 
 
 def start(place: Path, *argv: str, **more: Any) -> subprocess.Popen[str]:
-    environment = os.environ | {"PRUNELENS_CACHE": str(place / "cache")}
+    environment = os.environ | {"PRUNELENS_CACHE": str(place / "cache"), "PYTHONPATH": SOURCE}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more
     return subprocess.Popen([*PRUNELENS, *argv], cwd=place, env=environment, **pipes)
 
@@ -103,18 +104,20 @@ def test_a_sweep_that_is_stopped_ends_its_workers(place: Path) -> None:
 
 
 def test_nobody_reads_on(place: Path) -> None:
-    process = start(place, "inspect", "checkpoint", "--json")
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
-    assert process.wait() in (1, 141)
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(place, "inspect", "checkpoint", "--json", stdout=writer)
+    os.close(writer)
+    assert process.communicate() == (None, "")
+    assert process.returncode in (1, 141)
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_standard_streams_may_be_closed(place: Path, closed: str) -> None:
     command = " ".join(f"'{part}'" for part in (*PRUNELENS, "inspect", "checkpoint"))
-    done = subprocess.run(["bash", "-c", f"{command} {closed}"], cwd=place, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": SOURCE}
+    shell = ["bash", "-c", f"{command} {closed}"]
+    done = subprocess.run(shell, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
 

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from prunelens.errors import PrunelensError
 from prunelens.models import folders
-from prunelens.models.folders import check_target, new_folder, probe_target
+from prunelens.models.folders import check_target, new_folder, probe_target, recover
 
 MARK = "ours.txt"
 
@@ -220,3 +222,76 @@ def test_a_fault_of_the_disk_in_other_words_is_told_too(tmp_path: Path, error: E
 def test_what_the_body_says_itself_is_not_reworded(tmp_path: Path) -> None:
     with pytest.raises(PrunelensError, match=r"^of my own \(os error 28\)$"):
         store_until(tmp_path / "run", PrunelensError("of my own (os error 28)"))
+
+
+# --- killed, or not alone -----------------------------------------------------------------------------------
+
+
+def killed_at(event: int, folder: Path, work: Callable[[], object]) -> bool:
+    """Run `work` in a child that is killed at its nth use of a file in `folder`; whether it was."""
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def hook(name: str, args: tuple[Any, ...]) -> None:
+            nonlocal seen
+            if any(isinstance(value, str | Path) and str(value).startswith(str(folder)) for value in args):
+                seen += 1
+                if seen == event:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_kill_at_any_moment_loses_neither_result_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr(folders, "_exchanged", lambda one, other: False)
+    gone = 0
+    for event in range(1, 100):
+        place = tmp_path / str(event)
+        target = store(place / "run")
+        if not killed_at(event, place, lambda target=target: store(target, "second")):
+            break
+        gone += not target.exists()
+        recover(target)
+        assert (target / MARK).read_text() * 2 == (target / "part" / "data").read_text()
+        assert (target / MARK).read_text() in ("first", "second")
+        store(target, "third")
+        assert [path.name for path in place.iterdir()] == ["run"]
+        assert (target / MARK).read_text() == "third"
+    assert event > 15
+    assert (gone > 0) == (not exchanges)
+
+
+def test_leftovers_of_other_machines_and_living_writers_stay(tmp_path: Path) -> None:
+    foreign = tmp_path / ".run.00000000.abcdefgh"
+    foreign.mkdir()
+    with new_folder(tmp_path / "run", is_ours, "thing") as living:
+        fill(living, "living")
+        child = os.fork()
+        if child == 0:
+            try:
+                probe(tmp_path / "run")
+                os._exit(1)
+            except PrunelensError as error:
+                os._exit(0 if f"process {os.getppid()} on" in str(error) else 2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert (living / MARK).is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [foreign.name, "run"]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ä" * 127, "n" * 246])
+def test_a_name_as_long_as_a_name_may_be_works(tmp_path: Path, name: str) -> None:
+    probe(tmp_path / name)
+    store(tmp_path / name)
+    store(tmp_path / name, "second")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / MARK).read_text() == "second"
