@@ -128,7 +128,7 @@ ALL_FAMILIES: dict[str, tuple[type, dict[str, Any]]] = FAMILIES | {
         transformers.GraniteMoeHybridConfig,
         COMMON
         | {"num_local_experts": 4, "shared_intermediate_size": 24, "residual_multiplier": 0.22, "mamba_n_heads": 8}
-        | {"layer_types": ["mamba", "attention", "mamba", "mamba"], "mamba_d_state": 8, "mamba_chunk_size": 4},
+        | {"layer_types": ["mamba", "attention", "mamba", "attention"], "mamba_d_state": 8, "mamba_chunk_size": 4},
     ),
     "falcon_h1": (
         transformers.FalconH1Config,

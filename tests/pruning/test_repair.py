@@ -86,19 +86,26 @@ def record(model: Model, gap: Gap, texts: Texts = TEXTS) -> list[tuple[np.ndarra
 
         return hook
 
-    def after(_module: nn.Module, _args: Any, output: Any) -> None:
-        caught["output"] = first_of(output).clone()
+    def after(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            caught[name] = first_of(output).clone()
 
+        return hook
+
+    others = part.beside if part is not None else ()
     handles = [
         reads.register_forward_pre_hook(before("read"), with_kwargs=True),
         starts.register_forward_pre_hook(before("stream"), with_kwargs=True),
-        ends.register_forward_hook(after),
+        ends.register_forward_hook(after("output")),
+        *(other.chain[-1].register_forward_hook(after(other.name)) for other in others),
     ]
     found = []
     for text in texts:
         logits(model.network, torch.tensor([text]))
         read, stream, output = (caught[name].reshape(len(text), -1).double() for name in ("read", "stream", "output"))
         added = output - stream if part is None or part.adds_residual else part.scale * output
+        for other in others:
+            added = added + other.scale * caught[other.name].reshape(len(text), -1).double()
         found.append((read.numpy(), added.numpy(), (stream + added).numpy()))
     for handle in handles:
         handle.remove()
