@@ -435,10 +435,13 @@ def test_a_folder_named_like_a_gguf_file_is_refused(cli: Cli, work: Path) -> Non
     assert_says(refused(cli, work, *comparison(dense="model.gguf")), "model.gguf", "folder")
 
 
-def test_a_cache_that_cannot_be_written_is_told(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_and_temporary_files_that_cannot_be_written_are_told(
+    cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (work / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr("prunelens.models.builtin.packaged_gguf", lambda: work / "model.gguf")
     monkeypatch.setenv("PRUNELENS_CACHE", str(work / "prompts.txt" / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(work / "prompts.txt"))
     assert_says(refused(cli, work, *comparison(dense="smollm2")), "PRUNELENS_CACHE")
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import prunelens.cli
 import prunelens.report.page
-from conftest import tiny_network, tiny_tokenizer, words
+from conftest import COMMON, tiny_network, tiny_tokenizer, words
 from prunelens.errors import PrunelensError
 from prunelens.memory import is_out_of_memory, memory_sentence
 from prunelens.models.loading import wrap
@@ -57,7 +59,13 @@ def start(place: Path, *argv: str, **more: Any) -> subprocess.Popen[str]:
 
 def long_compare(place: Path) -> subprocess.Popen[str]:
     options = ["--prompts", "prompts.txt", "--no-chat-template", "--max-new-tokens", "100", "-o", "deep/run"]
-    return start(place, "compare", "checkpoint", "drop-mlp:1", *options)
+    return start(place, "compare", "checkpoint", "drop-mlp:1", *options, preexec_fn=heed_signals)
+
+
+def heed_signals() -> None:
+    """Whatever the tests themselves ignore (in the background of a script, or under nohup)."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
 
 
 # --- signals -----------------------------------------------------------------------------------------------------
@@ -73,6 +81,43 @@ def test_a_signal_stops_a_command_in_order(place: Path, number: signal.Signals) 
     stdout, stderr = process.communicate()
     assert (process.returncode, stdout, stderr) == (128 + number, "", "prunelens: stopped\n")
     assert {path.name for path in place.iterdir()} - {"cache"} == before
+
+
+PRUNE_STEPS = ("save_weights", "write_companions", "logits_on_reopening", "checked_difference")
+
+
+@pytest.mark.parametrize("step", PRUNE_STEPS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_signal_while_a_checkpoint_is_written_leaves_what_was_there(
+    place: Path, number: signal.Signals, step: str, earlier: bool
+) -> None:
+    """The process stops itself after a step of the export, when half of the checkpoint is on the disk."""
+    if earlier:
+        assert start(place, "prune", "checkpoint", "drop-mlp@1", "-o", "pruned").wait() == 0
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and "cache" not in path.parts}
+    code = f"""
+import os, time
+import prunelens.cli
+from prunelens.models import export
+done = export.{step}
+def stopped(*args, **more):
+    done(*args, **more)
+    os.kill(os.getpid(), {int(number)})
+    time.sleep(60)
+export.{step} = stopped
+prunelens.cli.main()
+"""
+    environment = os.environ | {"PRUNELENS_CACHE": str(place / "cache"), "PYTHONPATH": SOURCE}
+    command = [sys.executable, "-c", code, "prune", "checkpoint", "drop-mlp@2", "-o", "pruned"]
+    done = subprocess.run(
+        command, cwd=place, env=environment, capture_output=True, text=True, check=False, preexec_fn=heed_signals
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "prunelens: stopped\n")
+    after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and "cache" not in path.parts}
+    assert after == before
+    assert (place / "pruned").exists() == earlier
+    assert not list(place.glob(".pruned*"))
 
 
 def test_a_signal_that_is_ignored_stays_so(place: Path) -> None:
@@ -315,7 +360,7 @@ def test_a_degenerate_model_is_compared_to_the_end(
 
 def test_a_huge_seed_is_refused_before_anything_runs() -> None:
     for seed in (2**63, 2**70, 10**4000, -1):
-        with pytest.raises(PrunelensError, match=r"expected a seed of at least 0 .*2\*\*62") as refused:
+        with pytest.raises(PrunelensError, match=r"expected a seed of at (least 0|most 4294967295), ") as refused:
             compare("nowhere", "drop-mlp:1", seed=seed)
         assert len(str(refused.value)) < 200
 
@@ -380,17 +425,56 @@ def test_other_faults_are_not_memory(error: Exception | None) -> None:
     assert not is_out_of_memory(error)
 
 
-@pytest.mark.parametrize("argv", [("benchmark", "--context", "4", "--new-tokens", "2"), ("compare",), ("evaluate",)])
-def test_a_batch_of_a_billion_ends_in_one_sentence_or_well(place: Path, argv: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("size", [10**9, 10**15])
+@pytest.mark.parametrize("argv", [("benchmark", "--context", "48"), ("compare",), ("evaluate",)])
+def test_a_batch_of_a_billion_ends_in_one_sentence_or_well(place: Path, argv: tuple[str, ...], size: int) -> None:
     (place / "prompts.txt").write_text(words(3, 4, 5) + "\n")
     options = {"compare": ["--prompts", "prompts.txt", "--no-chat-template", "--max-new-tokens", "3"]}.get(argv[0], [])
     if argv[0] == "evaluate":
         options = ["--tasks", "core_retrieval", "--limit", "1"]
-    process = start(place, argv[0], "checkpoint", "drop-mlp@1", *argv[1:], *options, "--batch-size", "1000000000000000")
+    process = start(place, argv[0], "checkpoint", "drop-mlp@1", *argv[1:], *options, "--batch-size", str(size))
     _, stderr = process.communicate()
     assert "Traceback" not in stderr
     if argv[0] == "benchmark":
         assert (process.returncode, stderr.count("\n")) == (2, 1), stderr
-        assert "lower --batch-size" in stderr
+        assert ("lower --batch-size" if size == 10**9 else "--batch-size of at most") in stderr
     else:
         assert process.returncode == 0 or stderr.count("\n") == 1, stderr
+
+
+def limited(megabytes: int) -> Callable[[], None]:
+    """As `ulimit -v` does it: so much may a process map."""
+    return lambda: resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20, megabytes * 2**20))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
+@pytest.mark.parametrize("argv", [("inspect", "checkpoint", "--json"), ("compare", "checkpoint", "drop-mlp:1")])
+def test_no_memory_to_load_libraries_is_one_sentence(place: Path, argv: tuple[str, ...]) -> None:
+    before = sorted(place.rglob("*"))
+    process = start(place, *argv, preexec_fn=limited(150))
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout, stderr.count("\n")) == (2, "", 1), stderr
+    assert stderr.startswith("prunelens: out of memory (")
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
+@pytest.mark.parametrize(
+    "argv", [("inspect", "--json"), ("compare", "drop-mlp:1"), ("prune", "drop-mlp:1", "-o", "new")]
+)
+def test_no_memory_in_the_middle_is_one_sentence(place: Path, argv: tuple[str, ...]) -> None:
+    """A checkpoint of 320 MiB under a limit that lets all libraries load."""
+    config = LlamaConfig(**COMMON | {"vocab_size": 320_000, "hidden_size": 128, "tie_word_embeddings": False})
+    LlamaForCausalLM(config).save_pretrained(place / "large")
+    tiny_tokenizer().save_pretrained(place / "large")
+    before = {path.name for path in place.iterdir()}
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (used() + 2**28,) * 2)"
+    libraries = "import torch, transformers, prunelens.study.compare, prunelens.study.prune, prunelens.report.terminal"
+    used = "used = lambda: int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()"
+    code = f"{libraries}; import resource; {used}; {limit}; from prunelens.cli import main; main()"
+    environment = os.environ | {"PRUNELENS_CACHE": str(place / "cache"), "PYTHONPATH": SOURCE}
+    command = [sys.executable, "-c", code, argv[0], "large", *argv[1:]]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert any(words in done.stderr for words in ("out of memory", "does not fit into cpu")), done.stderr
+    assert {path.name for path in place.iterdir()} - {"cache"} == before

@@ -97,6 +97,7 @@ def compare(
     target = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(dense)}"
     with RUN.reserved(target, [dense, *compressed]):
         result = _compare(
+            target,
             dense,
             compressed,
             {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code},
@@ -130,6 +131,7 @@ def demo(
     with RUN.reserved(output):
         texts = read_prompts(limit=DEMO_PROMPTS)
         result = _compare(
+            output,
             "smollm2",
             list(DEMO_RECIPES),
             {},
@@ -263,10 +265,11 @@ def inspect(
         print_anatomy(opened)
 
 
-def _compare(dense: str, compressed: list[str], opening: dict[str, Any], **settings: Any) -> "Comparison":
+def _compare(target: Path, dense: str, compressed: list[str], opening: dict[str, Any], **settings: Any) -> "Comparison":
     from prunelens.report.terminal import progress
     from prunelens.study.compare import check_inputs
     from prunelens.study.compare import compare as run_compare
+    from prunelens.study.store import UnsummarisedError
 
     check_inputs(compressed, {name: value for name, value in settings.items() if name != "prompts"})
     with progress() as reporter:
@@ -275,7 +278,10 @@ def _compare(dense: str, compressed: list[str], opening: dict[str, Any], **setti
         opened = reporter(f"opening {dense}", 1)
         model = load(dense, **opening)
         opened(1)
-        return run_compare(model, *compressed, reporter=reporter, **settings)
+        try:
+            return run_compare(model, *compressed, reporter=reporter, **settings)
+        except UnsummarisedError as error:
+            raise error.kept_in(target) from error
 
 
 def _show(result: "Comparison", page: Path, as_json: bool) -> None:

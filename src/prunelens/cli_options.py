@@ -37,8 +37,10 @@ def say(text: str) -> None:
 
 
 def print_json(answer: Any) -> None:
-    """Print for machines: one line of ASCII, whatever is in it."""
-    print(json.dumps(answer).replace("\x7f", "\\u007f"))
+    """Print for machines: one line of ASCII, whatever is in it; null stands for a number that JSON does not know."""
+    from prunelens.study.store import finite
+
+    print(json.dumps(finite(answer)[0], allow_nan=False).replace("\x7f", "\\u007f"))
 
 
 def take_any_encoding() -> None:

@@ -135,13 +135,15 @@ def advise(
 ) -> None:
     """Find the strongest recipe that keeps a use; a stopped search goes on where it was."""
     from prunelens.models.folders import check_apart
+    from prunelens.models.loading import check_opening
     from prunelens.report.terminal import progress
     from prunelens.study.advise import MARK, check_advice
     from prunelens.study.advise import advise as run_advise
     from prunelens.study.claims import probe_claim
 
-    check_advice(use, keep, budget, tasks)
+    check_advice(use, keep, budget, tasks, long_tokens, limit, seed)
     target = output or Path("runs") / f"advice-{slug(model)}"
+    check_opening(dtype, device)
     check_apart(target, [model])
     probe_claim(target, MARK, "search")
     with progress() as reporter:

@@ -11,7 +11,11 @@ FULL = (
     "can't start new thread",
     "out of memory",
     "array is too big",
+    "failed to map segment",  # a library that is loaded
+    "cannot map zero-fill pages",
 )
+ADVICE = "lower --batch-size or choose a smaller --dtype"
+TO_LOAD = "a library could not be loaded: raise the limit on memory (`ulimit -v`), or free some"
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -31,7 +35,8 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def memory_sentence(error: BaseException, advice: str = "lower --batch-size or choose a smaller --dtype") -> str:
+def memory_sentence(error: BaseException, advice: str = ADVICE) -> str:
     """What a user is told then, with the library's own words cut short."""
+    advice = TO_LOAD if isinstance(error, ImportError) else advice
     words = " ".join(str(error).split())
     return f"out of memory ({words[:200] or type(error).__name__}); {advice}"

@@ -1,8 +1,11 @@
 """Opening models: a folder, shards, GGUF, the built-in name; what is wrong is refused, never filled with noise."""
 
-import copy
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import prunelens
 from conftest import VOCAB_SIZE, tiny_network, tiny_tokenizer
 from prunelens.errors import PrunelensError
 from prunelens.models import builtin, loading
+from prunelens.models import cache as cached
 from prunelens.models.loading import Model, load, wrap
 
 IDS = torch.tensor([[3, 14, 15, 92, 6], [5, 35, 8, 9, 79]])
@@ -407,7 +412,7 @@ def reading(monkeypatch: pytest.MonkeyPatch, during: Callable[[], Any] = lambda:
 
 
 def kept(cache: Path) -> list[str]:
-    return sorted(path.name for path in (cache / "models").iterdir())
+    return sorted(path.name for path in (cache / "models").glob("*"))  # names that begin with a dot too
 
 
 def test_the_built_in_model_is_converted_once(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,21 +481,147 @@ def test_the_result_of_a_faster_process_is_taken(source: Path, cache: Path, monk
 
 
 def test_two_conversions_at_once_give_one_folder(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both_read = threading.Barrier(2, timeout=30)
-    network = tiny_network("llama")
-    monkeypatch.setattr(
-        loading, "read_gguf", lambda path: (both_read.wait(), (copy.deepcopy(network), tiny_tokenizer()))[1]
-    )
+    read = reading(monkeypatch, lambda: time.sleep(0.2))
     found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(builtin.converted(source))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: found.append(builtin.converted(source))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 2
-    assert found[0] == found[1]
-    assert kept(cache) == [found[0].name]
-    assert torch.equal(logits(load(found[0], device="cpu").network), logits(network))
+    assert len(found) == 3
+    assert set(found) == {cache / "models" / kept(cache)[0]}
+    assert len(kept(cache)) == len(read) == 1
+    assert torch.equal(logits(load(found[0], device="cpu").network), logits(tiny_network("llama")))
+
+
+CONVERTER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from conftest import tiny_network, tiny_tokenizer
+from prunelens.models import builtin, loading
+from prunelens.models import cache as cached
+
+def read_gguf(path):
+    print("reads", flush=True)
+    sys.stdin.readline()
+    return tiny_network("llama"), tiny_tokenizer()
+
+loading.read_gguf = read_gguf
+print(builtin.converted(Path(sys.argv[1])), flush=True)
+"""
+
+
+def converter(source: Path) -> subprocess.Popen[str]:
+    """Another process that converts; it says `reads`, and goes on when it is sent a line."""
+    environment = os.environ | {"PYTHONPATH": str(Path(prunelens.__file__).parents[1])}
+    command = [sys.executable, "-c", CONVERTER, str(source), str(Path(__file__).parents[1])]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env=environment, text=True, **pipes)
+
+
+def test_a_second_process_waits_for_the_conversion_of_the_first(source: Path, cache: Path) -> None:
+    with converter(source) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "reads\n"
+        with converter(source) as second:
+            said, _ = first.communicate("\n")
+            answered, _ = second.communicate("\n")
+    assert said == answered == f"{cache / 'models' / kept(cache)[0]}\n"
+    assert len(kept(cache)) == 1
+
+
+def test_what_a_killed_conversion_left_goes_with_the_next(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with converter(source) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "reads\n"
+        process.kill()
+    assert len(kept(cache)) == 2  # its lock and its temporary folder
+    read = reading(monkeypatch)
+    folder = builtin.converted(source)
+    assert kept(cache) == [folder.name]
+    assert read == [source]
+
+
+@pytest.mark.parametrize("barred", ["a file", "below a file", "a name too long", "a loop"])
+def test_where_the_cache_cannot_be_written_it_is_converted_elsewhere(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, barred: str
+) -> None:
+    places = {"a file": source, "below a file": source / "cache", "a name too long": tmp_path / ("x" * 300)}
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    place = places.get(barred, tmp_path / "loop")
+    monkeypatch.setenv("PRUNELENS_CACHE", str(place))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(builtin, "_elsewhere", {})
+    monkeypatch.setattr(builtin, "packaged_gguf", lambda: source)
+    read = reading(monkeypatch)
+    before = set(tmp_path.iterdir())
+    models = [load("smollm2", device="cpu") for _ in range(2)]
+    assert read == [source]
+    assert set(tmp_path.iterdir()) - before == {builtin.converted(source)}
+    for model in models:
+        assert torch.equal(logits(model.network), logits(tiny_network("llama")))
+        assert [note for note in model.notes if str(place) in note and "PRUNELENS_CACHE" in note]
+
+
+def test_where_nothing_can_be_written_is_one_sentence(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNELENS_CACHE", str(source))
+    monkeypatch.setattr("tempfile.tempdir", str(source))
+    monkeypatch.setattr(builtin, "_elsewhere", {})
+    reading(monkeypatch)
+    with pytest.raises(PrunelensError, match=r"^the built-in model can be kept neither in .*PRUNELENS_CACHE"):
+        builtin.converted(source)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_what_was_converted_elsewhere_goes_with_the_process(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    changed = {"PRUNELENS_CACHE": str(source), "TMPDIR": str(tmp_path / "temporary")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in changed.items():
+            patch.setenv(name, value)
+        with converter(source) as process:
+            said, _ = process.communicate("\n")
+    assert str(tmp_path / "temporary") in said
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize("home", [None, "", "missing"])
+def test_without_a_home_nothing_is_left_in_the_current_folder(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    monkeypatch.delenv("PRUNELENS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if home is None:
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # a container's user without a name
+    else:
+        monkeypatch.setenv("HOME", home and str(checkpoint / "config.json"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(checkpoint)
+    before = sorted(checkpoint.rglob("*"))
+    cached._homeless.cache_clear()
+    assert load(checkpoint, device="cpu").notes == []
+    assert sorted(checkpoint.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "~nobody-of-this-name/model.gguf"])
+def test_a_home_that_is_not_there_is_one_sentence(name: str) -> None:
+    with pytest.raises(PrunelensError, match=r"^expected a .* at ~nobody-of-this-name/model.*, found nothing there"):
+        load(name)
+
+
+@pytest.mark.parametrize("content", [b"", b"no hash", b"\xff\xfe", b"0" * 63])
+def test_a_damaged_kept_fingerprint_is_computed_anew(checkpoint: Path, cache: Path, content: bytes) -> None:
+    expected = load(checkpoint, device="cpu").fingerprint
+    (kept_file,) = (cache / "fingerprints").iterdir()
+    kept_file.write_bytes(content)
+    assert load(checkpoint, device="cpu").fingerprint == expected
+    assert kept_file.read_text() == expected
 
 
 def test_without_the_package_the_hub_is_asked(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ they lie in their file; so a model opened from a file is compared with one opene
 
 import gc
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +20,11 @@ from safetensors.torch import load_file, save_file
 from test_loading import write_gguf
 from transformers.integrations import accelerate as planning
 
+import prunelens
 from conftest import tiny_network, tiny_tokenizer
 from prunelens.cli import main
 from prunelens.errors import PrunelensError
+from prunelens.models.cache import scratch_folder
 from prunelens.models.fingerprint import fingerprint_model
 from prunelens.models.loading import Model, load, wrap
 from prunelens.models.placement import named_weights
@@ -298,6 +302,29 @@ def test_what_was_written_to_offload_goes_with_the_network(
     del away
     gc.collect()
     assert list((cache / "offload").iterdir()) == []
+
+
+def test_what_killed_processes_had_offloaded_is_removed_and_no_more(tmp_path: Path) -> None:
+    forgetful = (
+        "import os, sys; from pathlib import Path; from prunelens.models.cache import scratch_folder; "
+        "folder = scratch_folder(Path(sys.argv[1])); (folder / 'weight.dat').touch(); print(folder, flush=True); "
+        "sys.stdin.read() if len(sys.argv) > 2 else os.kill(os.getpid(), 9)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(prunelens.__file__).parents[1])}
+    command = [sys.executable, "-c", forgetful, str(tmp_path / "offload")]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([*command, "lives"], **pipes) as living, subprocess.Popen(command, **pipes) as killed:
+        of_living, of_killed = (Path(process.stdout.readline().strip()) for process in (living, killed))
+        killed.wait()
+        assert (of_killed / "weight.dat").exists()
+        others = [
+            tmp_path / "offload" / name for name in ("mine", "prunelens-0badcafe-1-abcdefgh", of_killed.name[:-1])
+        ]
+        for other in others:
+            other.mkdir()
+        new = scratch_folder(tmp_path / "offload")
+        assert set((tmp_path / "offload").iterdir()) == {of_living, new, *others}
+        living.stdin.close()
 
 
 def test_a_gguf_file_takes_no_map_to_disk(tmp_path: Path) -> None:

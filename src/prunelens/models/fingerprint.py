@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ def fingerprint_files(files: list[Path], config: dict[str, Any]) -> str:
     identity = json.dumps([_identity(path) for path in files] + [_canonical(config)])
     key = hashlib.sha256(identity.encode()).hexdigest()
     remembered = cache_dir() / "fingerprints" / key
-    if remembered.is_file():
-        return remembered.read_text(encoding="utf-8").strip()
+    with suppress(OSError, ValueError):  # none there, no rights, or a damaged one
+        known = remembered.read_text(encoding="ascii").strip()
+        if re.fullmatch("[0-9a-f]{64}", known):
+            return known
     digest = _start(config)
     for tensor in sorted(_tensors(files), key=lambda tensor: tensor[0]):
         _add(digest, *tensor)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunelens.errors import PrunelensError
 from prunelens.models.anatomy import Anatomy, find_anatomy
+from prunelens.models.builtin import about_place
 from prunelens.models.checkpoint import check_weights
 from prunelens.models.checkpoint_opening import Opened, open_checkpoint
 from prunelens.models.claims import check_token_ids
@@ -17,7 +18,7 @@ from prunelens.models.fingerprint import fingerprint_files, fingerprint_model
 from prunelens.models.gguf_file import read_gguf
 from prunelens.models.ignored import check_no_adapter_layers
 from prunelens.models.opening import explained, quiet
-from prunelens.models.placement import AUTO, Devices, input_device, memory_explained, plan_placement
+from prunelens.models.placement import AUTO, Devices, check_device, input_device, memory_explained, plan_placement
 from prunelens.models.proofs import tolerating
 from prunelens.models.quantized import rounding_of
 from prunelens.models.record import remove_recorded
@@ -147,8 +148,23 @@ def load(
     model.spread = placement.device_map is not None
     model.stored_dtype = opened.stored_dtype
     model.source = path if path.is_dir() else None
+    model.notes += about_place(path)
     model.notes += remove_recorded(network, model.anatomy, model.name, path)
     return model
+
+
+def check_opening(dtype: str | torch.dtype | None, devices: Devices | None, is_here: bool = True) -> None:
+    """Refuse a dtype or a device by its name, before any model is read.
+
+    Args:
+        dtype, devices: as `load` takes them.
+        is_here: whether the model is opened on this machine; elsewhere there may be other devices.
+
+    Raises:
+        PrunelensError: as said.
+    """
+    check_device(devices, is_here)
+    _dtype(dtype, torch.device("cpu"))
 
 
 def wrap(network: Any, tokenizer: Any = None, name: str = "model") -> Model:

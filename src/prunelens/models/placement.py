@@ -4,7 +4,6 @@ Spreading and offloading are accelerate's. A part that waits elsewhere has its p
 a hook around its forward fetches their numbers and lets them go again.
 """
 
-import os
 import shutil
 import tempfile
 import weakref
@@ -17,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelens.errors import PrunelensError
+from prunelens.errors import PrunelensError, shown
 from prunelens.memory import is_out_of_memory as is_out_of_memory
-from prunelens.models.cache import cache_dir
+from prunelens.models.cache import cache_dir, scratch_folder
 
 AUTO = "auto"
 DISK = "disk"
@@ -58,6 +57,29 @@ def plan_placement(device: Devices | None) -> Placement:
         _need_accelerate("--device auto")
         return Placement(_checked(None), AUTO)
     return Placement(_checked(device))
+
+
+def check_device(device: Devices | None, is_here: bool = True) -> None:
+    """Refuse a device by its name, without a model and without touching a GPU, whose memory stays free.
+
+    Args:
+        device: as `plan_placement` takes it.
+        is_here: whether this machine is to have it; else only the name is checked.
+
+    Raises:
+        PrunelensError: no device, or none that is there.
+    """
+    if device in (None, "", AUTO) or isinstance(device, Mapping):
+        return
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise _no_device(device) from error
+    if chosen.type == "cuda":
+        if is_here and (chosen.index or 0) >= torch.cuda.device_count():
+            raise _no_device(device)
+    elif is_here or chosen.type == "meta":
+        _checked(device)
 
 
 def place(placement: Placement, opener: Callable[..., Any]) -> Any:
@@ -202,12 +224,14 @@ def _checked(device: Device | None) -> torch.device:
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device in (None, "") else device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise PrunelensError(
-            f"expected auto or a device such as cpu or cuda:0 that is there, found {device}"
-        ) from error
+        raise _no_device(device) from error
     if chosen.type == "meta":
         raise PrunelensError("expected a device such as cpu or cuda:0, found meta, which holds no numbers")
     return chosen
+
+
+def _no_device(device: Device | None) -> PrunelensError:
+    return PrunelensError(f"expected auto or a device such as cpu or cuda:0 that is there, found {shown(device)}")
 
 
 def _need_accelerate(what: str) -> None:
@@ -221,9 +245,7 @@ def _need_accelerate(what: str) -> None:
 
 def _scratch_folder() -> Path:
     """A new folder in the user's cache, which is on a disk, or where that cannot be written among temporary files."""
-    parent = cache_dir() / "offload"
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=parent, prefix=f"{os.getpid()}-"))
+        return scratch_folder(cache_dir() / "offload")
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="prunelens-"))
+        return scratch_folder(Path(tempfile.gettempdir()))

@@ -16,7 +16,7 @@ def resolve_name(name: str) -> Path:
     """
     if not name.strip():
         raise PrunelensError("expected a checkpoint folder, a .gguf file, a hub id or smollm2, found an empty name")
-    path = Path(name).expanduser()
+    path = _expanded(name)
     if path.suffix == ".gguf" or _exists(path):
         if path.suffix == ".gguf" and path.is_dir():
             raise PrunelensError(f"expected a GGUF file at {name}, found a folder; name the file in it")
@@ -35,6 +35,13 @@ def resolve_name(name: str) -> Path:
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise PrunelensError(f"expected a checkpoint folder at {name}, found nothing there; check the path")
     return _from_hub(name, "give the path of a checkpoint folder, or check the name and the network")
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~somebody, whom the system does not know, or a user without a home
+        return Path(name)
 
 
 def _exists(path: Path) -> bool:

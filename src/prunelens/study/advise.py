@@ -81,9 +81,7 @@ def advise(
     Raises:
         PrunelensError: bad input, or a budget that ends before the dense model's own tasks do.
     """
-    aim, chosen = check_advice(use, keep, budget, tasks)
-    check_seed(seed)
-    TaskSettings(limit=limit, long_tokens=long_tokens).check()
+    aim, chosen = check_advice(use, keep, budget, tasks, long_tokens, limit, seed)
     model = dense if isinstance(dense, Model) else load(dense)
     target = checked_path(folder, "the search")
     if isinstance(dense, str | Path):
@@ -93,12 +91,22 @@ def advise(
         return advising.run(claim)
 
 
-def check_advice(use: str, keep: float, budget: float | None, tasks: str | Sequence[str] | None) -> tuple[Aim, Chosen]:
-    """Refuse what needs no model to be seen wrong.
+def check_advice(
+    use: str,
+    keep: float = 0.95,
+    budget: float | None = None,
+    tasks: str | Sequence[str] | None = None,
+    long_tokens: int = 256,
+    limit: int | None = None,
+    seed: int = 0,
+) -> tuple[Aim, Chosen]:
+    """Refuse what needs no model to be seen wrong; the arguments are those of `advise`.
 
     Raises:
-        PrunelensError: an unknown use, a share or a budget without meaning, an unknown task.
+        PrunelensError: an unknown use, a number without meaning, an unknown task.
     """
+    check_seed(seed)
+    TaskSettings(limit=limit, long_tokens=long_tokens).check()
     if use not in USES:
         raise PrunelensError(f"expected a use of {', '.join(USES)}, found {use!r}{nearest(use, USES)}")
     check_real("--keep", keep, 0.5, 1.0)

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
@@ -26,6 +26,8 @@ LOST_JOB = f"the worker was lost {MAX_ATTEMPTS} times while running this (killed
 LOST_SETUP = f"a worker could not start: it was lost {MAX_ATTEMPTS} times (killed, or out of memory); use fewer workers"
 GRACE_SECONDS = 10.0
 """So long a worker without work may take to leave, and a Ray cluster to answer."""
+RAY_WORDS = ("auto", "local")
+"""Addresses that name no place: a cluster that is found here, and a new one."""
 
 Setup = Callable[[Any], Any]
 """Called once in each worker with `given`; what it returns is the context of the worker's jobs."""
@@ -259,12 +261,7 @@ class _RayCrew:
     """Actors of a Ray cluster, which is left as it was found."""
 
     def __init__(self, workers: int, address: str | None) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            import ray
-        except ImportError as error:
-            advice = "pip install 'prunelens[ray]', or use --executor local"
-            raise PrunelensError(f"running on Ray needs the ray package; {advice}") from error
+        ray = _ray()
         self.ray, self.pack = ray, ray.cloudpickle.dumps
         self.promises: dict[Any, Any] = {}
         self.started = address is not None or not ray.is_initialized()
@@ -299,22 +296,59 @@ class _RayCrew:
             self.ray.shutdown()
 
 
+def check_ray(address: str | None) -> None:
+    """Find out before anything is opened whether there is Ray, here or at an address.
+
+    Raises:
+        PrunelensError: as said.
+    """
+    _ray()
+    with _at(address):
+        _probe(address)
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        advice = "pip install 'prunelens[ray]', or use --executor local"
+        raise PrunelensError(f"running on Ray needs the ray package; {advice}") from error
+    return ray
+
+
+@contextmanager
+def _at(address: str | None) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PrunelensError(
+            f"expected Ray at {address or 'this machine'}, found no way to it "
+            f"({_one_line(str(error))}); check that it runs, or use --executor local"
+        ) from error
+
+
+def _probe(address: str | None) -> None:
+    """Ask whether somebody listens at an address; Ray itself would try for minutes."""
+    if address is None or address in RAY_WORDS:
+        return
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.port:
+        socket.create_connection((place.hostname, place.port), GRACE_SECONDS).close()
+    elif not place.scheme:
+        raise ValueError(f"an address is HOST:PORT, ray://HOST:PORT or {RAY_WORDS[0]}")
+
+
 def _connect(ray: Any, workers: int, address: str | None) -> None:
     options: dict[str, Any] = {"address": address}
     if address is None:
         options = {"address": "local", "num_cpus": max(workers, 1), "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        if address and (place := urlsplit(address if "://" in address else f"//{address}")).port:
-            socket.create_connection((place.hostname, place.port), GRACE_SECONDS).close()  # Ray would try for minutes
-        with warnings.catch_warnings():
+        with _at(address), warnings.catch_warnings():
+            _probe(address)
             warnings.simplefilter("ignore")  # Ray tells its own plans
             ray.init(**options, logging_level="ERROR", log_to_driver=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise PrunelensError(
-            f"expected Ray at {address or 'this machine'}, found no way to it ({_one_line(str(error))}); "
-            "check that it runs, or use --executor local"
-        ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits without a word

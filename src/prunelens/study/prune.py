@@ -10,7 +10,7 @@ from prunelens.models.carrying import bias_parameters
 from prunelens.models.export import LAYOUTS, NUM_STEPS, WHAT, export, is_export
 from prunelens.models.folders import check_apart, probe_target, reserved
 from prunelens.models.loading import Model
-from prunelens.models.opening import quiet
+from prunelens.models.opening import quiet, reason_of
 from prunelens.models.quantized import method_of
 from prunelens.models.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.repair_files import REPAIRS
@@ -24,6 +24,7 @@ from prunelens.study.calibration_texts import calibrate
 from prunelens.study.card import model_card
 from prunelens.study.result import Comparison
 from prunelens.study.settings import Reporter, silent
+from prunelens.study.store import rendered
 
 OTHER_TEXTS = "what was found is of the recipe with --calibration {}, this checkpoint was made with {}"
 ONLY_TEXT = "{} reads more than text: its other parts are saved unchanged, and only what it makes of text was checked"
@@ -83,7 +84,8 @@ def prune(
         reporter: progress display.
 
     Raises:
-        PrunelensError: bad input, a family that cannot express the result, or no space; nothing is left behind.
+        PrunelensError: bad input, a family that cannot express the result, or no space; nothing is left behind. Or the
+            model card alone cannot be made: the checkpoint is there all the same.
     """
     recipe, target = parse_recipe(recipe) if isinstance(recipe, str) else recipe, Path(target)
     check_seed(seed)
@@ -117,6 +119,7 @@ def _pruned(
     in_weights = len(carried) == len(stored.repairs)
     whole = (*(finish.notes if finish else ()), *(() if in_weights else (NEEDS_US,)), *_about_other_inputs(model))
     notes = (*model.notes, *about, *plain.notes, *whole)
+    card, fault = rendered(findings, lambda found: model_card(model, recipe, calibration, notes, found, in_weights))
     exported = export(
         stored.model,
         target,
@@ -126,10 +129,14 @@ def _pruned(
         carried,
         finish=finish,
         layout=layout,
-        card=model_card(model, recipe, calibration, notes, findings, in_weights),
+        card=card or "",
         recipe=str(recipe),
         advance=reporter("saving and opening again", NUM_STEPS),
     )
+    if fault is not None:
+        raise PrunelensError(
+            f"the model card could not be made ({reason_of(fault)}); the checkpoint in {target} is whole but for it"
+        ) from fault
     dense_parameters = num_parameters(model.network, model.anatomy)
     return PruneResult(
         folder=str(target),

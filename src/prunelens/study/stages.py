@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -23,7 +24,7 @@ from prunelens.study.layer_tables import noise_summary
 from prunelens.study.record import describe_run
 from prunelens.study.schemas import SCHEMAS
 from prunelens.study.settings import Advance, Reporter, Settings
-from prunelens.study.store import Run, sound
+from prunelens.study.store import Run, UnsummarisedError, sound
 from prunelens.study.summary import summarise
 from prunelens.study.tables import (
     Stats,
@@ -81,6 +82,7 @@ class Stages:
 
         Raises:
             PrunelensError: recipes that the model cannot take, or no texts to calibrate on.
+            UnsummarisedError: the tables are there, but the summary cannot be made.
         """
         with self._clock("dense writes"):
             greedy, sampled = self._dense_texts()
@@ -110,11 +112,25 @@ class Stages:
             drafts, undrafted = measure_drafts(self.dense, self.candidates, self.prompts, self.settings, self.reporter)
         self.parts["prompts"] = [prompts_table(self.prompts)]
         tables = {name: concat(name, parts) for name, parts in self.parts.items()}
+        try:
+            return Run(tables, self._info(tables, ranking, inside, drafts, undrafted))
+        except Exception as error:
+            raise UnsummarisedError(tables, error) from error
+
+    def _info(
+        self,
+        tables: dict[str, pa.Table],
+        ranking: Ranking | None,
+        inside: Inside,
+        drafts: dict[str, dict[str, Any]],
+        undrafted: dict[str, str],
+    ) -> dict[str, Any]:
+        """The content of run.json."""
         info = describe_run(self.dense, self.candidates, self.prompts, self.settings, ranking, tables, self.seconds)
         info |= {"lens": inside.describe_lens(), "noise": noise_summary(tables["noise"])}
         info["nulls"] |= {f"layers.{label}": reason for label, reason in inside.misaligned.items()}
         info["nulls"] |= undrafted
-        return Run(tables, sound(info | {"summary": summarise(tables, info, drafts)}))
+        return sound(info | {"summary": summarise(tables, info, drafts)})
 
     @contextmanager
     def _clock(self, stage: str) -> Iterator[None]:

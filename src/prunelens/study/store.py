@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +18,7 @@ from prunelens.models.cache import write_whole
 from prunelens.reading import MIB, checked_path, read_json
 from prunelens.study.schemas import SCHEMAS
 
+T = TypeVar("T")
 RECORD = "run.json"
 PAGE = "report.html"
 MAX_ROWS, MAX_TABLE = 50_000_000, 8192 * MIB
@@ -127,6 +128,21 @@ class Run:
     info: dict[str, Any]
 
 
+class UnsummarisedError(PrunelensError):
+    """Everything was measured, but what is said of it could not be made; `tables` holds what was measured."""
+
+    def __init__(self, tables: dict[str, pa.Table], fault: Exception) -> None:
+        self.tables = tables
+        self._begins = f"the summary could not be made ({_reason(fault)})"
+        super().__init__(f"{self._begins}; the tables are kept as `tables` of this error")
+
+    def kept_in(self, folder: Path) -> PrunelensError:
+        """Write the tables alone into a folder, which the next run may replace; returns what a user is told."""
+        with RUN.new_folder(folder) as temporary:
+            write_run(Run(self.tables, {"format": RUN.format, "format_version": RUN.version}), temporary)
+        return PrunelensError(f"{self._begins}; the tables (Parquet) are in {folder}, without summary and page")
+
+
 def format_of(folder: Path) -> str | None:
     """The mark of the result in a folder, None where there is none."""
     folders.recover(folder)
@@ -172,21 +188,24 @@ def finite(value: Any, path: str = "") -> tuple[Any, list[str]]:
     return items if isinstance(value, dict) else list(items.values()), undefined
 
 
-def rendered(run: Run, render: Callable[[Run], str]) -> tuple[str | None, Exception | None]:
-    """(the page, None), or (None, the fault that kept it from being made)."""
+def rendered(source: T, render: Callable[[T], str]) -> tuple[str | None, Exception | None]:
+    """(the page or card, None), or (None, the fault that kept it from being made)."""
     try:
-        return render(run), None
+        return render(source), None
     except Exception as error:
         return None, error
 
 
 def pageless(folder: Path, fault: Exception) -> PrunelensError:
     """What a user is told when everything is kept but the page."""
-    reason = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
     return PrunelensError(
-        f"the page could not be made ({reason}); the tables and run.json are in {folder}, and "
+        f"the page could not be made ({_reason(fault)}); the tables and run.json are in {folder}, and "
         f"`prunelens report {folder}` makes the page again"
     )
+
+
+def _reason(fault: Exception) -> str:
+    return " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
 
 
 def replace_page(folder: Path, page: str) -> Path:

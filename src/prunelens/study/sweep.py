@@ -15,10 +15,11 @@ from prunelens.errors import PrunelensError, check_whole
 from prunelens.models.cache import write_whole
 from prunelens.models.folders import check_apart
 from prunelens.models.identify import identify
+from prunelens.models.loading import check_opening
 from prunelens.reading import checked_path, is_directory, is_file, read_bytes
 from prunelens.study.cells import CELLS, Given, keep_error, read_cell, setup, work
 from prunelens.study.claims import claimed, probe_claim
-from prunelens.study.executors import EXECUTORS
+from prunelens.study.executors import EXECUTORS, check_ray
 from prunelens.study.settings import Reporter, silent
 from prunelens.study.store import PAGE, Kind, Result, Run, info_text, pageless, rendered, sound
 from prunelens.study.stored import open_run
@@ -99,12 +100,13 @@ def sweep(
         reporter: progress display.
 
     Raises:
-        PrunelensError: a bad study, a folder that holds something else, or a model that no worker can open.
+        PrunelensError: a bad study, a folder that holds something else, no Ray at the address, or a model that no
+            worker can open.
     """
     found, target = _as_study(study), checked_path(folder, "the sweep")
-    if executor not in EXECUTORS:
-        raise PrunelensError(f"expected an executor of {', '.join(EXECUTORS)}, found {executor!r}")
     check_whole("--workers", workers, 1)
+    _check_executor(executor, address)
+    check_opening(found.dtype, found.device, is_here=executor == "local" or address is None)
     _check_tasks(found)
     check_apart(target, [found.model])
     probe_claim(target, MARK, "sweep")
@@ -115,6 +117,15 @@ def sweep(
         given = Given(_with_whole_paths(found), target.absolute(), threads)
         _make(missing, len(cells), given, executor, workers, address, reporter)
         return _finish(found, cells, target)
+
+
+def _check_executor(executor: str, address: str | None) -> None:
+    if executor not in EXECUTORS:
+        raise PrunelensError(f"expected an executor of {', '.join(EXECUTORS)}, found {executor!r}")
+    if executor == "ray":
+        check_ray(address)
+    elif address is not None:
+        raise PrunelensError(f"expected --executor ray with --address, found {executor}; leave --address out")
 
 
 def _is_missing(record: Mapping[str, Any] | None, retry_failed: bool) -> bool:
