@@ -131,7 +131,7 @@ def read_json(name: str | os.PathLike[str], what: str, limit: int = MAX_JSON, fi
     Raises:
         PrunelensError: as `read_text` and `parse_json`.
     """
-    return parse_json(read_text(name, what, limit), str(name), finite=finite)
+    return parse_json(read_text(name, what, limit), str(name), what, finite)
 
 
 def parse_json(text: str, where: str, what: str = "JSON", finite: bool = True) -> Any:

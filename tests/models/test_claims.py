@@ -94,7 +94,7 @@ def test_the_end_of_a_model_in_memory_is_checked_too(value: Any) -> None:
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_what_is_no_object_is_refused(checkpoint: Path, name: str, content: str) -> None:
     (checkpoint / name).write_text(content)
-    refused(checkpoint, rf"^expected an object in JSON in .*{name}, found .*; download it again")
+    refused(checkpoint, rf"{name}.*expected an object in JSON|expected an object in JSON.*{name}")
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])

@@ -179,6 +179,50 @@ def test_where_left_padding_counts_prompts_of_one_length_go_together(family: str
     assert any("padding on the left" in note for note in model.notes)
 
 
+def with_weights_of(family: str, size: float, dtype: torch.dtype) -> Any:
+    network = build(family)
+    for weight in network.parameters():
+        if weight.ndim > 1:
+            weight.data.normal_(0, size)
+    return network.to(dtype).eval()
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "dtype"),
+    [
+        ("recurrent_gemma", 0.02, torch.float32),  # moves a state by 0.02 %
+        ("recurrent_gemma", 0.05, torch.bfloat16),  # by 0.5 %, which is as much as rounding
+        ("recurrent_gemma", 0.2, torch.float16),
+        ("bigbird_pegasus", 0.02, torch.bfloat16),  # positions count from the padding
+        ("bigbird_pegasus", 0.2, torch.bfloat16),
+        ("whisper", 0.2, torch.bfloat16),
+    ],
+)
+def test_left_padding_that_counts_little_or_in_low_precision_is_seen(
+    family: str, size: float, dtype: torch.dtype
+) -> None:
+    model = wrap(with_weights_of(family, size, dtype))
+    assert model.anatomy.batching.written_up_to == 0
+    assert model.anatomy.batching.reads_any_lengths
+
+
+@pytest.mark.parametrize("size", [0.02, 0.2, 0.6])
+@pytest.mark.parametrize("family", ["bamba", "granitemoehybrid", "qwen3_moe", "gpt2", "mamba2"])
+def test_rounding_in_low_precision_is_not_taken_for_padding(family: str, size: float) -> None:
+    assert wrap(with_weights_of(family, size, torch.bfloat16)).anatomy.batching.is_free
+
+
+def test_prompts_beside_a_longer_one_have_the_numbers_they_have_alone_where_padding_counts_little() -> None:
+    """To float32's rounding, which a shared batch would exceed a hundredfold."""
+    model = wrap(with_weights_of("recurrent_gemma", 0.02, torch.float32))
+    prompts = prompts_of()
+    written = write(model, prompts, [Greedy() for _ in prompts], 4, 8)
+    for prompt, found in zip(prompts, written, strict=True):
+        tokens, logits = oracle.written_alone(model.network, prompt, 4, model.eos_ids)
+        assert found.token_ids == tokens
+        assert torch.allclose(model.head(found.states), logits, rtol=0, atol=2e-6 * float(logits.abs().max()))
+
+
 @pytest.mark.parametrize(
     "family",
     ["mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "lfm2", "qwen3_next", "nemotron_h", "gpt2", "opt", "bloom"],

@@ -40,6 +40,48 @@ def test_the_decoder_of_a_model_with_crossing_layers_is_found() -> None:
     assert len(find_anatomy(network).blocks) == 4
 
 
+class Silent(transformers.LlamaForCausalLM):
+    """A model whose class does not say which of its modules is the decoder."""
+
+    def get_decoder(self) -> Any:
+        raise NotImplementedError("no decoder is known")
+
+
+class Nameless(transformers.GPT2LMHeadModel):
+    """The same, by looking for an attribute that it has not."""
+
+    def get_decoder(self) -> Any:
+        return self.language_model
+
+
+@pytest.mark.parametrize(
+    ("network", "decoder"),
+    [
+        (lambda: Silent(transformers.LlamaConfig(**COMMON)), "model"),
+        (lambda: Nameless(transformers.GPT2Config(**GPT2)), "transformer"),
+    ],
+)
+def test_a_decoder_that_the_model_does_not_name_is_found(network: Any, decoder: str) -> None:
+    assert find_anatomy(network().eval()).decoder == decoder
+
+
+@pytest.mark.parametrize(
+    ("family", "length"),
+    [("llama", 64), ("gpt2", 64), ("mpt", 64), ("llava", 64), ("gemma3", 64), ("whisper", 448), ("bloom", None)],
+)
+def test_the_context_length_is_that_of_the_part_that_writes(family: str, length: int | None) -> None:
+    """As far as the model itself can read: one token more fails where positions are a table."""
+    model = wrap(build(family))
+    assert model.context_length == length
+    if length is not None:
+        with torch.inference_mode():
+            ids = torch.randint(3, 97, (1, length))
+            assert model.network(input_ids=ids).logits.shape[1] == length
+            if family in ("gpt2", "mpt", "whisper"):
+                with pytest.raises((IndexError, RuntimeError)):
+                    model.network(input_ids=torch.cat([ids, ids[:, :1]], dim=1))
+
+
 HEADLESS = {
     "llama": lambda: transformers.LlamaModel(transformers.LlamaConfig(**COMMON)),
     "gpt2": lambda: transformers.GPT2Model(transformers.GPT2Config(**GPT2)),
@@ -52,8 +94,11 @@ HEADLESS = {
 
 @pytest.mark.parametrize("kind", HEADLESS)
 def test_a_model_that_does_not_write_is_refused(kind: str) -> None:
+    network = HEADLESS[kind]().eval()
     with pytest.raises(PrunelensError, match=r"\(family .*\): expected a model that writes text"):
-        wrap(HEADLESS[kind]().eval())
+        find_anatomy(network)
+    with pytest.raises(PrunelensError, match=f"found {type(network).__name__}, which has no head over the vocabulary"):
+        wrap(network)
 
 
 def test_a_module_that_is_no_model_is_refused() -> None:

@@ -39,7 +39,7 @@ def test_the_harness_runs_requests_alone(batching: Batching, expected: int, monk
     monkeypatch.setattr(runner.evaluator, "simple_evaluate", evaluated)
     model = with_batching(text_model(), batching)
     manager = TaskManager(include_defaults=False)
-    runner.evaluate(model, manager, {}, 40, False, lambda total: lambda done: None)
+    runner.evaluate(model, manager, {}, {}, 40, False, False, lambda total: lambda done: None)
     assert int(asked["model"].batch_size) == expected
 
 

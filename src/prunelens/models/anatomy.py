@@ -20,7 +20,7 @@ from prunelens.models.blocks import find_block, with_scales, with_states
 from prunelens.models.manner import Manner, prove_manner
 from prunelens.models.parts import Block, Kind, Sublayer
 from prunelens.models.placement import is_out_of_memory
-from prunelens.models.positions import longest_alike, watched_positions
+from prunelens.models.positions import longest_alike, longest_text, watched_positions
 from prunelens.models.probe import Seen, probe_ids, same, watch, watched_states
 from prunelens.models.proofs import UnprovedError, check_causality, check_head, check_replay, expect_close
 from prunelens.models.taps import decoder_of, head_of, returned_by, run_decoder
@@ -117,8 +117,7 @@ def _find_anatomy(model: nn.Module) -> Anatomy:
     final_norm = _find_final_norm(seen, layers[-1], decoder, hidden, names)
     logits = check_head(model, head_of(model), ids, hidden)
     check_replay(model, layers, [seen[layer].call.output for layer in layers], ids, hidden)
-    config: Any = model.config
-    context_length = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    context_length = longest_text(model.config)
     with watched_states(module for module, one in seen.items() if returned_by(one.call).num_outputs > 1) as states:
         manner = prove_manner(model, ids, longest_alike(placings, context_length), context_length)
     output = model.get_output_embeddings()  # type: ignore[operator]

@@ -61,7 +61,7 @@ def check_sizes(config: Any, path: Path) -> None:
         sizes = value if isinstance(value, list | tuple) else [value]  # some families have a number for each layer
         if not all(type(one) is int and 0 < one < LARGEST for one in sizes if one is not None):
             raise PrunelensError(
-                f"expected {key} in {path / CONFIG} to be a whole number from 1 to 10^12, found {_shown(value)}; "
+                f"expected {key} in {path / CONFIG} to be a whole number from 1 to below 10^12, found {_shown(value)}; "
                 "download the checkpoint again"
             )
 

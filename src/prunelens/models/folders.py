@@ -110,7 +110,7 @@ def check_apart(target: Path, models: Iterable[Any]) -> None:
     Raises:
         PrunelensError: as said.
     """
-    place = Path(os.path.realpath(target))
+    place = Path(os.path.realpath(checked_path(target, "the output")))
     for model in models:
         if not isinstance(model, str | Path) or not _is_there(model):
             continue

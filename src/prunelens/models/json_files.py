@@ -15,7 +15,10 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         PrunelensError: as `read_json`, or something else than an object.
     """
-    found = read_json(path, WHAT, finite=False)
+    try:
+        found = read_json(path, WHAT, finite=False)
+    except PrunelensError as error:
+        raise PrunelensError(f"{error}; download it again") from error
     if not isinstance(found, dict):
-        raise PrunelensError(f"expected {WHAT} in {path}, found {shown(found)}; download it again")
+        raise PrunelensError(f"{path}: expected {WHAT}, found {shown(found)}; download it again")
     return found

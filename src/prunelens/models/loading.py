@@ -19,6 +19,7 @@ from prunelens.models.gguf_file import read_gguf
 from prunelens.models.ignored import check_no_adapter_layers
 from prunelens.models.opening import explained, quiet
 from prunelens.models.placement import AUTO, Devices, check_device, input_device, memory_explained, plan_placement
+from prunelens.models.positions import longest_text
 from prunelens.models.proofs import tolerating
 from prunelens.models.quantized import rounding_of
 from prunelens.models.record import remove_recorded
@@ -88,8 +89,7 @@ class Model:
     @property
     def context_length(self) -> int | None:
         """Longest sequence the positions allow, or None where the family sets no limit."""
-        found = getattr(_text_config(self.network), "max_position_embeddings", None)
-        return found if found is not None else getattr(self.network.config, "max_position_embeddings", None)
+        return longest_text(self.network.config)
 
     @property
     def eos_ids(self) -> list[int]:

@@ -17,6 +17,14 @@ from prunelens.models.taps import Call
 
 FAR = 4  # times the context length: where factors for longer texts have been chosen, if a family knows any
 UNKNOWN_CONTEXT = 8192
+LIMITS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+
+
+def longest_text(config: Any) -> int | None:
+    """Tokens that a text may have by a configuration, that of the part that writes first; None where none is named."""
+    holders = (config.get_text_config(decoder=True), config)
+    found = (getattr(holder, name, None) for holder in holders for name in LIMITS)
+    return next((length for length in found if length is not None), None)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Nothing that was found in a model is believed before these have been checked on real numbers."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -42,9 +43,14 @@ class UnprovedError(Exception):
 
 def is_close(found: Tensor, expected: Tensor) -> bool:
     """Whether the difference is rounding, relative to the norm of what was expected."""
-    tolerance = _tolerance(found.dtype, expected.dtype)
-    difference = (found.to(expected.device).double() - expected.double()).norm()
-    return bool(difference <= tolerance * expected.double().norm())
+    return difference(found, expected) <= _tolerance(found.dtype, expected.dtype)
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """How far a tensor is from what was expected, as a share of the norm of that; NaN where either holds NaN."""
+    gap = float((found.to(expected.device).double() - expected.double()).norm())
+    size = float(expected.double().norm())
+    return gap / size if size else gap and math.inf
 
 
 def expect_close(found: Tensor, expected: Tensor, part: str) -> None:

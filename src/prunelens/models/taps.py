@@ -29,13 +29,16 @@ class _GivenStates(BaseModelOutputWithPast):
 def decoder_of(model: nn.Module) -> nn.Module:
     """The module that turns token ids into the states that enter the head.
 
-    That is what the model says; where it names itself, another model with a head, or its head, it is the first
-    module inside that reads token ids and does not write.
+    That is what the model says; where it names itself, another model with a head, or its head, or says nothing, it
+    is the first module inside that reads token ids and does not write.
 
     Raises:
         LookupError: there is none.
     """
-    found = model.get_decoder()  # type: ignore[operator]
+    try:
+        found = model.get_decoder()  # type: ignore[operator]
+    except (NotImplementedError, AttributeError):
+        found = model
     for module in (found, *found.modules(), *model.modules()):
         if module is not model and not hasattr(module, "generate") and _reads_ids(module):
             return module
