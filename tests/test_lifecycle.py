@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,21 +17,25 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import prunelens.cli
 import prunelens.report.page
-from conftest import COMMON, tiny_network, tiny_tokenizer, words
+from conftest import COMMON, text_network, text_tokenizer, tiny_network, tiny_tokenizer, words
+from prunelens.cli_options import print_json
 from prunelens.errors import PrunelensError
 from prunelens.memory import is_out_of_memory, memory_sentence
 from prunelens.models.loading import wrap
 from prunelens.models.locks import HeldError, locked
 from prunelens.report.again import render_again
+from prunelens.report.speed import speeds_as_json
 from prunelens.report.terminal import print_result
 from prunelens.study.compare import compare
 from prunelens.study.result import Comparison
+from prunelens.study.speed import Speed, SpeedSettings, Spread
 from prunelens.study.store import RUN
 
 SOURCE = str(Path(prunelens.cli.__file__).parents[1])
@@ -260,12 +265,89 @@ def test_no_output_in_or_around_the_model(
     assert sorted(place.rglob("*")) == before
 
 
+STUDY: dict[str, Any] = {"model": "checkpoint", "recipes": ["drop-mlp@1"], "compare": {"num_prompts": 2}}
+BAD_OPENINGS = [
+    ("dtype", "float128"),
+    ("dtype", "int8"),
+    ("dtype", ""),
+    ("device", "cuda:99"),
+    ("device", "gpu"),
+    ("device", "cpu:"),
+    ("device", "meta"),
+    ("device", "cuda:-1"),
+]
+
+
+def refuses(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The sentence of a command that must read no model and leave nothing."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("PRUNELENS_CACHE", str(place / "cache"))
+    monkeypatch.setattr("prunelens.models.sources.resolve_name", lambda name: pytest.fail("a model is read"))
+    for reader in ("identify", "loading"):
+        monkeypatch.setattr(f"prunelens.models.{reader}.resolve_name", lambda name: pytest.fail("a model is read"))
+    monkeypatch.setattr(sys, "argv", ["prunelens", *argv])
+    before = sorted(place.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        prunelens.cli.main()
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out, said.err.count("\n")) == (2, "", 1), said.err
+    assert sorted(place.rglob("*")) == before
+    return said.err.removeprefix("prunelens: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_OPENINGS)
+@pytest.mark.parametrize("command", ["sweep", "advise"])
+def test_a_dtype_or_device_is_refused_before_a_model_is_read(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    name: str,
+    value: str,
+) -> None:
+    (place / "study.yaml").write_text(json.dumps(STUDY | {name: value}), encoding="utf-8")
+    argv = ["study.yaml"] if command == "sweep" else ["checkpoint", "--for", "retrieval", f"--{name}", value]
+    said = refuses(place, monkeypatch, capsys, command, *argv, "-o", "deep/out")
+    expected = "a device such as" if value == "meta" else {"dtype": "a dtype of", "device": "auto or a device"}[name]
+    assert said.startswith(f"expected {expected}")
+
+
 @pytest.mark.parametrize(
-    "change", [{"dtype": "float128"}, {"device": "cuda:99"}, {"model": "nowhere"}, {"recipes": ["drop-block:9"]}]
+    "options",
+    [("--seed", "4294967296"), ("--long-tokens", "0"), ("--limit", "1"), ("--keep", "nan"), ("--budget", "inf")],
 )
+def test_advice_is_refused_before_a_model_is_read(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    argv = ["advise", "checkpoint", "--for", "retrieval", *options, "-o", "deep/out"]
+    assert refuses(place, monkeypatch, capsys, *argv).startswith("expected ")
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "nowhere", "127.0.0.1:99999", "[::1"]
+)
+def test_no_ray_is_refused_before_a_model_is_read(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str
+) -> None:
+    (place / "study.yaml").write_text(json.dumps(STUDY), encoding="utf-8")
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        asked = address.format(port=unheard.getsockname()[1])
+        argv = ["sweep", "study.yaml", "--executor", "ray", "--address", asked, "-o", "deep/out"]
+        assert refuses(place, monkeypatch, capsys, *argv).startswith(f"expected Ray at {asked}, found no way to it (")
+
+
+def test_an_address_without_ray_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "study.yaml").write_text(json.dumps(STUDY), encoding="utf-8")
+    said = refuses(place, monkeypatch, capsys, "sweep", "study.yaml", "--address", "auto", "-o", "deep/out")
+    assert said == "expected --executor ray with --address, found local; leave --address out"
+
+
+@pytest.mark.parametrize("change", [{"model": "nowhere"}, {"recipes": ["drop-block:9"]}])
 def test_a_refused_sweep_leaves_nothing(place: Path, change: dict[str, Any]) -> None:
-    study = {"model": "checkpoint", "recipes": ["drop-mlp@1"], "compare": {"num_prompts": 2}} | change
-    (place / "study.yaml").write_text(json.dumps(study), encoding="utf-8")
+    (place / "study.yaml").write_text(json.dumps(STUDY | change), encoding="utf-8")
     process = start(place, "sweep", "study.yaml", "-o", "deep/swept")
     _, stderr = process.communicate()
     if "recipes" in change:  # a cell that failed is a result
@@ -375,6 +457,107 @@ def test_a_page_that_cannot_be_made_loses_nothing(tmp_path: Path, monkeypatch: p
             result.report(tmp_path / "run")
     assert Comparison.open(tmp_path / "run").summary == result.summary
     assert "<html" in render_again(tmp_path / "run")
+
+
+PAGES = {
+    "evaluate": "evaluation_page.render_evaluation",
+    "sweep": "sweep_page.render_sweep",
+}
+
+
+@pytest.mark.parametrize("command", PAGES)
+def test_no_page_that_cannot_be_made_loses_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRUNELENS_CACHE", str(tmp_path / "cache"))
+    text_network().save_pretrained("model")
+    text_tokenizer().save_pretrained("model")
+    study = {"model": "model", "recipes": ["drop-mlp@1"], "tasks": ["core_letters"], "evaluate": {"limit": 4}}
+    Path("study.yaml").write_text(json.dumps(study | {"compare": None}), encoding="utf-8")
+    capsys.readouterr()
+    argv = {
+        "evaluate": ["model", "drop-mlp@1", "--tasks", "core_letters", "--limit", "4", "-o", "out"],
+        "sweep": ["study.yaml", "-o", "out"],
+    }[command]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"prunelens.report.{PAGES[command]}", lambda run: 1 / 0)
+        patch.setattr(sys, "argv", ["prunelens", command, *argv])
+        with pytest.raises(SystemExit) as stop:
+            prunelens.cli.main()
+    said = capsys.readouterr().err
+    folder = Path("out")
+    assert (stop.value.code, said.count("\n")) == (2, 1), said
+    assert (
+        "the page could not be made (ZeroDivisionError: division by zero); the tables and run.json are in out" in said
+    )
+    assert not (folder / "report.html").exists()
+    assert (folder / "run.json").is_file()
+    assert "<html" in render_again(folder)
+
+
+@pytest.mark.parametrize("failing", ["summarise", "describe_run", "noise_summary"])
+def test_a_summary_that_cannot_be_made_loses_no_table(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("PRUNELENS_CACHE", str(place / "cache"))
+    options = ["--prompts", "few.txt", "--no-chat-template", "--max-new-tokens", "3", "-o", "deep/run"]
+    Path("few.txt").write_text(words(3, 4, 5) + "\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["prunelens", "compare", "checkpoint", "drop-mlp:1", *options])
+    with monkeypatch.context() as patch:
+        patch.setattr(f"prunelens.study.stages.{failing}", lambda *given: 1 / 0)
+        with pytest.raises(SystemExit) as stop:
+            prunelens.cli.main()
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (2, 1), said
+    assert "the summary could not be made (ZeroDivisionError: division by zero); the tables" in said
+    steps = pq.read_table("deep/run/steps.parquet")
+    assert {path.stem for path in Path("deep/run").glob("*.parquet")} == set(RUN.schemas)
+    with pytest.raises(PrunelensError, match="is damaged"):
+        Comparison.open("deep/run")
+    with pytest.raises(SystemExit) as stop:  # the next run takes the place
+        prunelens.cli.main()
+    assert stop.value.code == 0
+    assert Comparison.open("deep/run").tables["steps"].equals(steps)
+
+
+@pytest.mark.parametrize("recipe", ["drop-mlp@1", "wanda:0.5"])
+def test_a_model_card_that_cannot_be_made_loses_no_checkpoint(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("PRUNELENS_CACHE", str(place / "cache"))
+    Path("few.txt").write_text(words(*range(3, 40)) + "\n", encoding="utf-8")
+    argv = ["prunelens", "prune", "checkpoint", recipe, "--calibration", "few.txt", "-o", "new"]
+    monkeypatch.setattr(sys, "argv", argv)
+    trees = []
+    for fails in (True, False):
+        with monkeypatch.context() as patch:
+            if fails:
+                patch.setattr("prunelens.study.prune.model_card", lambda *given: 1 / 0)
+            with pytest.raises(SystemExit) as stop:
+                prunelens.cli.main()
+        said = capsys.readouterr().err
+        assert (stop.value.code, said.count("\n")) == ((2, 1) if fails else (0, 0)), said
+        trees.append({path.name: path.read_bytes() for path in Path("new").iterdir()})
+        if fails:
+            assert "the model card could not be made (division by zero); the checkpoint in new is whole" in said
+    assert trees[0] == {name: content for name, content in trees[1].items() if name != "README.md"}
+    assert len(trees[1]) == len(trees[0]) + 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_json_on_stdout_holds_no_number_that_json_does_not_know(
+    capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    odd, sound = Spread(value, 1.0, value), Spread(2.0, 1.0, 3.0)
+    settings = SpeedSettings(1, 4, 2, 1)
+    speed = Speed("dense", settings, "cpu", "float32", sound, odd, None, None, 1, None, 1.0, 0.0, 1, 1, value, ("n",))
+    print_json(speeds_as_json([speed]))
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))["models"][0]
+    assert found["decode_tokens_per_second"] == {"median": None, "low": 1.0, "high": None}
+    assert (found["label"], found["zero_fraction"]) == ("dense", None)
 
 
 # --- memory ------------------------------------------------------------------------------------------------------

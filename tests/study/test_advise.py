@@ -646,6 +646,18 @@ def test_advice_opens_again_and_has_its_page(undisturbed: tuple[Advice, int]) ->
         Advice.open(found.folder.parent)
 
 
+def test_a_page_that_cannot_be_made_loses_nothing(
+    undisturbed: tuple[Advice, int], dense: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = copied(undisturbed, tmp_path / "search", lambda question: True)
+    with monkeypatch.context() as patch:
+        patch.setattr("prunelens.report.advice_page.render_advice", lambda run: 1 / 0)
+        with pytest.raises(PrunelensError, match=r"the page could not be made \(ZeroDivisionError.*prunelens report"):
+            advise(dense, USE, target, **ASKED)
+    assert Advice.open(target / USE).tables["tried"].equals(undisturbed[0].tables["tried"])
+    assert "<html" in render_again(target / USE)
+
+
 def test_hostile_names_are_escaped(undisturbed: tuple[Advice, int]) -> None:
     found = undisturbed[0]
     info = copy.deepcopy(found.info)
