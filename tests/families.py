@@ -165,7 +165,8 @@ def judge(family: str) -> tuple[str, str]:
     try:
         model = wrap(network)
     except PrunelensError as error:
-        return "refused", str(error).partition("): ")[2].partition("; this is not supported")[0]
+        text = str(error)
+        return "refused", (text.partition("): ")[2] or text).partition("; this is not supported")[0]
     return "opens", "; ".join(model.notes)
 
 

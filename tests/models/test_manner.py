@@ -120,12 +120,12 @@ class Capacity(nn.Module):
 class BatchMean(nn.Module):
     """An MLP that centres what it read over the rows of the batch."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module, share: float = 0.5) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.share = inner, share
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.inner(hidden_states - 0.5 * hidden_states.mean(0, keepdim=True))
+        return self.inner(hidden_states - self.share * hidden_states.mean(0, keepdim=True))
 
 
 class LengthScaled(nn.Module):
@@ -155,6 +155,17 @@ def test_what_others_in_the_batch_change_is_run_alone(change: Any) -> None:
         with torch.inference_mode():
             alone = network.model(input_ids=torch.tensor([prompt]), use_cache=False).last_hidden_state[0, -1]
         assert torch.allclose(state, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("share", "dtype"),
+    [(0.5, torch.bfloat16), (0.5, torch.float16), (0.002, torch.float32)],
+)
+def test_neighbours_that_count_little_or_in_low_precision_are_seen(share: float, dtype: torch.dtype) -> None:
+    """They move a state by a third, which a rounded router may do as well, or by 0.1 %."""
+    network = visible(tiny_network("llama"))
+    network.model.layers[1].mlp = BatchMean(network.model.layers[1].mlp, share)
+    assert not wrap(network.to(dtype)).anatomy.batching.together
 
 
 def test_what_the_length_of_a_pass_changes_is_not_padded_and_takes_no_cache() -> None:

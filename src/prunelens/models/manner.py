@@ -16,8 +16,8 @@ from prunelens.models.taps import decoder_of, run_decoder
 NEW_TOKENS = 3
 ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 0.2}
 """Shares by which states differ when the same tokens run in another shape: a rounded router may choose otherwise."""
-PADDED = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 0.06, torch.bfloat16: 0.06}
-"""The same for a padded prompt where what is not padded differs by less than a fifth of that."""
+BESIDE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 0.1, torch.bfloat16: 0.1}
+"""The same where only the other rows change, and for a padded prompt where what is not padded differs by a fifth."""
 TWINS = {torch.float64: 1e-7, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-3}
 """Shares by which a prompt's states differ from those of the same prompt in the same batch after other padding."""
 
@@ -98,7 +98,11 @@ def _all_agree(model: Any, short: list[int], long: list[int]) -> bool:
     ids, _ = pad_right(texts, alone.device)
     read = run_decoder(decoder_of(model), ids)
     ends = [own[len(text) - NEW_TOKENS : len(text)] for text, own in zip(texts, read, strict=True)]
-    return is_close(read[1], alone) and _padding_is_nothing(model.dtype, states, ends)
+    return (
+        is_close(read[1], alone)
+        and _padding_is_nothing(model.dtype, states, ends)
+        and _others_are_nothing(model, ids, 1, read[1])
+    )
 
 
 def _prove_writing(model: Any, prompt: list[int]) -> tuple[bool, list[int], Tensor]:
@@ -136,7 +140,16 @@ def _reads_beside(model: Any, text: list[int], other: list[int], expected: Tenso
     """Whether a text has the same states before and after another in a batch."""
     ids, _ = pad_right([text, other, text], expected.device)
     states = run_decoder(decoder_of(model), ids)[:, : len(text)]
-    return is_close(states[0], expected) and is_close(states[2], expected)
+    alike = is_close(states[0], expected) and is_close(states[2], expected)
+    return alike and _others_are_nothing(model, ids, 0, states[0])
+
+
+def _others_are_nothing(model: Any, ids: Tensor, row: int, states: Tensor) -> bool:
+    """Whether a row of a batch keeps its states where the tokens of all others are turned round by one."""
+    changed = ids.roll(1, dims=1)
+    changed[row] = ids[row]
+    found = run_decoder(decoder_of(model), changed)[row, : len(states)]
+    return difference(found, states) <= BESIDE.get(model.dtype, 0.1)
 
 
 def _writes_beside(model: Any, short: list[int], long: list[int], cached: bool) -> bool:
@@ -160,7 +173,7 @@ def _padding_is_nothing(dtype: torch.dtype, states: Tensor, expected: Sequence[T
     another between them.
     """
     rounding = difference(states[1], expected[1])
-    allowed = min(ROUNDING.get(dtype, 0.2), max(PADDED.get(dtype, 0.06), 5 * rounding))
+    allowed = min(ROUNDING.get(dtype, 0.2), max(BESIDE.get(dtype, 0.1), 5 * rounding))
     padded = (difference(own, one) <= allowed for own, one in zip(states[::2], expected[::2], strict=True))
     twins = difference(states[2], states[0]) <= TWINS.get(dtype, 2e-3)
     return is_close(states[1], expected[1]) and twins and all(padded)
