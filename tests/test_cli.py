@@ -319,7 +319,7 @@ BAD_MODELS = [
     ),
     pytest.param(write("model/config.json", "{not json"), ("config.json", "JSON"), id="config-no-json"),
     pytest.param(write("model/config.json", b"\xff\xfe"), ("config.json", "JSON"), id="config-no-utf8"),
-    pytest.param(write("model/config.json", "[]"), ("model", "model_type"), id="config-is-a-list"),
+    pytest.param(write("model/config.json", "[]"), ("config.json", "JSON"), id="config-is-a-list"),
     pytest.param(write("model/config.json", "{}"), ("model", "model_type"), id="config-empty"),
     pytest.param(configured(model_type="wonder"), ("model", "wonder"), id="unknown-family"),
     pytest.param(
@@ -339,7 +339,6 @@ BAD_MODELS = [
         id="tokenizer-of-an-unknown-kind",
     ),
     pytest.param(remove("model/tokenizer*"), ("tokenizer", "model", "config.json"), id="no-tokenizer"),
-    pytest.param(write("model/zz.safetensors", b"junk"), ("zz.safetensors", "damaged"), id="stray-damaged-file"),
 ]
 
 
@@ -974,6 +973,12 @@ def folder_with_a_file(work: Path) -> None:
     (work / "run" / "thesis.txt").write_text("mine", encoding="utf-8")
 
 
+def linked_folder(work: Path) -> None:
+    (work / "other").mkdir()
+    (work / "other" / "mine.txt").write_text("mine", encoding="utf-8")
+    (work / "run").symlink_to("other")
+
+
 def other_run_json(work: Path) -> None:
     (work / "run").mkdir()
     (work / "run" / "run.json").write_text('{"format": "something else"}', encoding="utf-8")
@@ -987,7 +992,7 @@ def other_run_json(work: Path) -> None:
         write("run", "a file"),
         lambda work: (work / "run").symlink_to("nowhere"),
         lambda work: (work / "run").symlink_to("prompts.txt"),
-        lambda work: (work / "run").symlink_to("model"),
+        linked_folder,
     ],
     ids=["folder", "another-run-json", "file", "link-to-nothing", "link-to-a-file", "link-to-a-folder"],
 )
@@ -1060,7 +1065,12 @@ def test_no_space_while_the_page_is_written(
     cli: Cli, work: Path, finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished[0], work / "run")
-    monkeypatch.setattr("prunelens.report.page.render_page", raising(errno.ENOSPC))
+    write_text = Path.write_text
+
+    def full(path: Path, *args: Any, **kwargs: Any) -> int:
+        return raising(errno.ENOSPC)() if path.name == "report.html" else write_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", full)
     assert_says(refused(cli, work, *comparison()), "run", "free space")
 
 
@@ -1084,6 +1094,7 @@ def test_a_run_that_cannot_take_its_place(
         rename(source, target, **kwargs)
 
     monkeypatch.setattr(os, "rename", failing)
+    monkeypatch.setattr("prunelens.models.folders._exchanged", lambda one, other: False)
     assert_says(refused(cli, work, *comparison()), "run", os.strerror(errno.EACCES))
 
 

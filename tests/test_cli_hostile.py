@@ -398,7 +398,7 @@ def test_no_result_goes_to_a_path_with_nul() -> None:
     from prunelens.study.store import RUN
     from prunelens.study.sweep import sweep
 
-    with pytest.raises(PrunelensError, match="the path of the run, found a NUL"):
+    with pytest.raises(PrunelensError, match="the path of the output, found a NUL"):
         RUN.probe_target(Path("a\0b"))
     with pytest.raises(PrunelensError, match="the path of the sweep, found a NUL"):
         sweep({"model": "m", "recipes": ["drop-mlp:1"]}, "a\0b")

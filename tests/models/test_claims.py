@@ -61,7 +61,9 @@ def shown(value: Any) -> str:
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_an_end_that_is_no_token_is_refused(checkpoint: Path, name: str, value: Any) -> None:
     set_in(checkpoint, name, eos_token_id=value)
-    refused(checkpoint, rf"^expected eos_token_id in .*{name} to be a token id.*, found .*; set it to ")
+    whole = len(str(value)) <= 100  # a longer number is refused by the reader
+    sentence = rf"^expected eos_token_id in .*{name} to be a token id.*, found .*; set it to "
+    refused(checkpoint, sentence if whole else rf"{name}: expected numbers of at most 100 digits")
 
 
 @pytest.mark.parametrize("value", [LAST + 1, -1, "x", 1.5, [0]])
@@ -141,7 +143,7 @@ def test_absurd_sizes_of_towers_are_refused(tmp_path: Path) -> None:
         values |= {"text_config": sizes | {"vocab_size": 97, "head_dim": 8}, "vision_config": sizes | {key: 10**9}}
         (tmp_path / "config.json").write_text(json.dumps(values))
         save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-        refused(tmp_path, "asks for .*, and (the|its) weight files hold|could not be opened")
+        refused(tmp_path, "asks for .*, and (the|its) weight files hold|could not be opened|does not fit")
 
 
 def test_tables_that_no_file_holds_are_bounded() -> None:

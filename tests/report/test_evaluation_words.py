@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import prunelens.report.evaluation as terminal
 from conftest import text_model
 from prunelens.report.again import render_again
 from prunelens.report.evaluation import amount, chance_words, print_evaluation, remark
 from prunelens.report.evaluation_page import render_evaluation, render_evaluation_summary
+from prunelens.report.screen import console
 from prunelens.study.evaluate import evaluate
 from prunelens.study.evaluation import Evaluation
 from prunelens.study.store import Run
@@ -33,9 +33,10 @@ def with_info(found: Evaluation, info: dict[str, Any]) -> Run:
 
 
 def printed(info: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
-    console = Console(width=400, record=True, force_terminal=False)
-    monkeypatch.setattr(terminal, "Console", lambda: console)
-    with console.capture() as captured:
+    monkeypatch.setenv("COLUMNS", "400")
+    screen = console()
+    monkeypatch.setattr(terminal, "console", lambda: screen)
+    with screen.capture() as captured:
         print_evaluation(info)
     return captured.get()
 

@@ -359,10 +359,12 @@ def test_weights_that_lie_are_refused(checkpoint: Path, tmp_path: Path) -> None:
         load(target)
 
 
-def test_an_earlier_checkpoint_is_replaced_even_by_what_is_made_from_it(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_earlier_checkpoint_is_replaced_but_not_by_what_is_made_from_it(checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     prune(load(checkpoint), parse_recipe("drop-mlp@1"), target)
-    prune(load(target), parse_recipe("drop-mlp@2"), target)
+    with pytest.raises(PrunelensError, match="expected an output apart from what is read"):
+        prune(load(target), parse_recipe("drop-mlp@2"), target)
+    prune(load(checkpoint), parse_recipe("drop-mlp@1,2"), target)
     assert json.loads((target / "config.json").read_text())["prunelens"]["dropped"]["mlp"] == [1, 2]
     pruned = apply(parse_recipe("drop-mlp@1,2"), load(checkpoint))
     assert torch.equal(logits(reopened(target)), variant_logits(pruned))

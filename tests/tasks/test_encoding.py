@@ -222,7 +222,7 @@ def test_a_template_beside_the_processor_is_the_tokenizers_where_that_has_none(t
     assert read(load(tmp_path), ("user", "hi")) == "[u]hi[a]"
     for damaged in ("[]", "{", '{"chat_template": 3}', "null"):
         path.write_text(damaged)
-        with pytest.raises(PrunelensError, match=r'expected a JSON object with "chat_template".*chat_template\.json'):
+        with pytest.raises(PrunelensError, match=r"chat_template\.json"):
             load(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(PLAIN)
     assert load(tmp_path).tokenizer.chat_template == PLAIN
