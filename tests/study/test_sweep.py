@@ -444,7 +444,7 @@ def test_mistakes_are_found_before_any_worker_starts(tiny: Path, tmp_path: Path,
     assert message == f"expected calibration texts at {missing}: No such file or directory"
     assert str(missing) in refusal(good | {"compare": {"prompts": str(missing)}}, folder)
     assert "(did you mean core_choice?)" in refusal(good | {"tasks": ["core_choise"]}, folder)
-    assert "expected a recipe" in refusal(good | {"recipes": ["drop-atention:1"]}, folder)
+    assert "(did you mean drop-attention?)" in refusal(good | {"recipes": ["drop-atention:1"]}, folder)
     assert "the study" in refusal({"model": str(tiny)}, folder)
     assert not folder.exists()
     assert asked == []
