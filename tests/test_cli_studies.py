@@ -111,7 +111,7 @@ def test_a_bad_study_is_refused(cli: Cli, work: Path, document: str, parts: tupl
         (("none.yaml",), ("none.yaml",)),
         (("study.yaml", "--executor", "slurm"), ("'slurm'", "local, ray")),
         (("study.yaml", "--workers", "0"), ("--workers of at least 1",)),
-        (("study.yaml", "-o", "model"), ("model", "not a sweep")),
+        (("study.yaml", "-o", "model"), ("model", "apart from what is read")),
         (("study.yaml", "-o", "study.yaml"), ("study.yaml", "not a sweep")),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_bad_sweep_is_refused(cli: Cli, work: Path, argv: tuple[str, ...], par
         (("model", "--for", "retrieval", "--budget", "0"), ("--budget", "found 0")),
         (("model", "--for", "retrieval", "--tasks", "core_choise"), ("did you mean core_choice",)),
         (("nowhere/at/all", "--for", "retrieval"), ("nowhere/at/all",)),
-        (("model", "--for", "retrieval", "-o", "model"), ("model", "not a search")),
+        (("model", "--for", "retrieval", "-o", "model"), ("model", "apart from what is read")),
         (("model", "--for", "multiple-choice", "--limit", "1"), ("--limit",)),
     ],
 )

@@ -791,7 +791,7 @@ def test_a_use_at_chance_is_refused_and_its_answers_stay(dense: Model, tmp_path:
     [
         ({"use": "long-generatoin"}, r"expected a use of .*did you mean long-generation\?"),
         ({"use": ""}, "expected a use"),
-        ({"keep": 0.49}, "--keep from 0.5 to below 1, found 0.49"),
+        ({"keep": 0.49}, "--keep from 0.5 to 1, found 0.49"),
         ({"keep": 1.0}, "--keep"),
         ({"keep": float("nan")}, "--keep"),
         ({"budget": 0.0}, "--budget of more than 0 minutes"),

@@ -434,8 +434,8 @@ def refusal(document: Mapping[str, Any], folder: Path, **changed: Any) -> str:
 def test_mistakes_are_found_before_any_worker_starts(tiny: Path, tmp_path: Path, asked: list[Cell]) -> None:
     good, folder = study(tiny, "drop-mlp@1"), tmp_path / "sweep"
     assert refusal(good, folder, executor="slurm") == "expected an executor of local, ray, found 'slurm'"
-    assert refusal(good, folder, workers=0) == "expected at least 1 worker, found 0; ask for 1 or more"
-    assert refusal(good, folder, executor="ray", workers=-1).startswith("expected at least 1 worker, found -1")
+    assert refusal(good, folder, workers=0) == "expected --workers of at least 1, found 0"
+    assert refusal(good, folder, executor="ray", workers=-1).startswith("expected --workers of at least 1, found -1")
     missing = tmp_path / "nowhere"
     assert str(missing) in refusal(study(missing, "drop-mlp@1"), folder)
     (tmp_path / "bare").mkdir()
@@ -444,7 +444,7 @@ def test_mistakes_are_found_before_any_worker_starts(tiny: Path, tmp_path: Path,
     assert message == f"expected calibration texts at {missing}: No such file or directory"
     assert str(missing) in refusal(good | {"compare": {"prompts": str(missing)}}, folder)
     assert "(did you mean core_choice?)" in refusal(good | {"tasks": ["core_choise"]}, folder)
-    assert "expected a recipe" in refusal(good | {"recipes": ["drop-atention:1"]}, folder)
+    assert "(did you mean drop-attention?)" in refusal(good | {"recipes": ["drop-atention:1"]}, folder)
     assert "the study" in refusal({"model": str(tiny)}, folder)
     assert not folder.exists()
     assert asked == []
