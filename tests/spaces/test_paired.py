@@ -308,3 +308,10 @@ def test_sign_test_by_hand() -> None:
     assert sign_test(4, 4) == 1
     assert sign_test(5, 0) == sign_test(0, 5) == 2 / 2**5
     assert sign_test(1, 7) == 2 * (1 + 8) / 2**8
+
+
+def test_nothing_and_everything_right_have_ends_without_rounding() -> None:
+    for count in range(1, 300):
+        none, whole = score_interval(np.zeros(count)), score_interval(np.ones(count))
+        assert (none.value, none.low) == (0, 0)
+        assert (whole.value, whole.high) == (1, 1)

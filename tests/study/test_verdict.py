@@ -542,3 +542,12 @@ def test_neighbours_among_ten_passages_decide_nothing() -> None:
         overlap = Metric("small", "overlap_at_10", "retrieval", chance, decides="agreement")
         found = judged({overlap: (1, 1)})["retrieval"]
         assert (found.verdict, found.reason) == (UNKNOWN, "no score of small says what is kept")
+
+
+@pytest.mark.parametrize("count", [7, 9, 12, 14, 18, 24, 400])
+def test_a_dense_model_that_scores_nothing_has_no_share(count: int) -> None:
+    none, some = [0.0] * count, [1.0] + [0.0] * (count - 1)
+    dense, own = [scored(FACTS, *none)], [scored(FACTS, *some)]
+    found = {line.use: line for line in judge(dense, own, score_rows(dense, own))}["short-generation"]
+    assert (found.verdict, found.value) == (UNKNOWN, None)
+    assert "facts" in found.reason

@@ -43,6 +43,12 @@ def mass(doc, results):
     right = sum(share for share, label in zip(shares, doc["labels"]) if label)
     return {"acc": right / sum(shares), "odds": -abs(results[0][0]), "half": (results[0][0], 1)}
 
+def ranks(doc, results):
+    nats = [r[0] for r in results]
+    place = sorted(nats, reverse=True).index(nats[doc["right"]])
+    both = sorted(range(len(nats)), key=lambda at: -nats[at])[:2]
+    return {"mrr": 1 / (place + 1), "top_two": float(place < 2), "pair": float(set(both) == {0, 1})}
+
 def partly(doc, results):
     return {"em": 1.0} | ({"bonus": 0.5} if doc["at"] % 2 else {})
 
@@ -72,6 +78,13 @@ TASKS: dict[str, dict[str, Any]] = {
             metric("half", aggregation="weighted_perplexity", higher_is_better=False),
             metric("acc", aggregation="mean", higher_is_better=True),
         ],
+    },
+    "mine_ranks": CHOICE
+    | {
+        "doc_to_target": "{{right}}",
+        "doc_to_choice": ["Rome", "Oslo", "Bern", "Riga"],
+        "process_results": "!function helpers.ranks",
+        "metric_list": [metric(name, aggregation="mean", higher_is_better=True) for name in ("mrr", "top_two", "pair")],
     },
     "mine_mass": CHOICE
     | {
@@ -161,7 +174,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         whole = {"task": name, "dataset_path": "json", "test_split": "test", "num_fewshot": 0} | config
         whole["dataset_kwargs"] = {"data_files": {"test": str(path / f"{data}.jsonl")}}
         text = json.dumps(whole, indent=1)  # JSON is YAML, but for tags
-        for function in ("second", "shift", "broken", "mass", "partly", "nothing"):
+        for function in ("second", "shift", "broken", "mass", "ranks", "partly", "nothing"):
             text = text.replace(f'"!function helpers.{function}"', f"!function helpers.{function}")
         (path / f"{name}.yaml").write_text(text, encoding="utf-8")
     group = "group: mine_group\ntask: [mine_choice, mine_exact]\naggregate_metric_list: [{metric: acc}]\n"
@@ -287,6 +300,14 @@ def test_chance_of_a_mass_on_the_right_options(model: Model) -> None:
     expected = np.mean([2 / (2 + at % 3) for at in range(len(WORDS))])
     assert found["acc"].metric.chance == pytest.approx(float(expected))
     assert scores(model, "mine_lower")["acc"].metric.chance == pytest.approx(0.5)
+
+
+def test_chance_of_a_score_by_rank(model: Model) -> None:
+    """Of four options in any order the right one has rank 1 to 4 equally often; of two together nothing is claimed."""
+    found = {name: one.metric.chance for name, one in scores(model, "mine_ranks").items()}
+    assert found["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+    assert found["top_two"] == pytest.approx(1 / 2)
+    assert found["pair"] is None
 
 
 def test_written_answers_from_a_small_set_can_be_guessed(model: Model) -> None:

@@ -32,7 +32,9 @@ def wilson(count: int | float, total: int) -> Interval:
     z, share = 1.959963984540054, count / total
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    low = 0.0 if count == 0 else max(0.0, middle - half)  # exactly: rounding would leave 1e-17, which is above chance
+    high = 1.0 if count == total else min(1.0, middle + half)
+    return Interval(share, low, high)
 
 
 def mean_interval(values: Values, seed: int = 0) -> Interval:

@@ -1,10 +1,12 @@
 """What the harness's tasks count: direction, aggregation and chance of each metric, and its value on each item."""
 
 import math
+import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,9 @@ CLOSED_SHARE = 0.1
 MOST_TARGETS = 2000
 SHOWN = 200
 SURE = 1e6
-"""Nats by which one option leads where chance is found from the task's own scoring."""
+"""Nats between one option and the next where chance is found from the task's own scoring."""
+NUM_ORDERS = 4
+"""Orders of the options that must agree on chance."""
 
 Row = dict[str, Any]
 
@@ -214,21 +218,30 @@ def _num_options(task: Any, row: Row) -> int:
 
 
 def _scored_chance(task: Any, metric: str, row: Row) -> float | None:
-    """What the task's own scoring gives if each option leads in turn, and if all are alike; None unless both agree."""
-    count = len(row["filtered_resps"])
-    leads = [[-SURE * (other != one) for other in range(count)] for one in range(count)]
-    alike = [[-1.0 - 1e-9 * (other != one) for other in range(count)] for one in range(count)]
+    """What the task's own scoring gives on average if all orders of the options are as likely.
+
+    Each option takes every place once in an order's rotations. None unless all orders agree, whether the options lie
+    far apart or are nearly alike: then it counts more than the place of one option.
+    """
     found = []
     with suppress(Exception):  # it is somebody else's code, made for answers of a model
-        for options in (leads, alike):
-            for greedy in (False, True):
-                scores = [
-                    float(task.process_results(row["doc"], [(nats, greedy) for nats in case])[metric])
-                    for case in options
-                ]
-                found.append(sum(scores) / count)
-    same = len(found) == 4 and max(found) - min(found) < 1e-6 and 0 <= found[0] <= 1
-    return found[0] if same else None
+        for rotations in _orders(len(row["filtered_resps"])):
+            for start, step in ((0.0, SURE), (-1.0, 1e-9)):
+                for greedy in (False, True):
+                    cases = [[(start - step * place, greedy) for place in places] for places in rotations]
+                    scores = [float(task.process_results(row["doc"], case)[metric]) for case in cases]
+                    found.append(sum(scores) / len(scores))
+        same = max(found) - min(found) < 1e-6 and 0 <= found[0] <= 1
+        return found[0] if same else None
+    return None
+
+
+@cache
+def _orders(count: int) -> list[list[list[int]]]:
+    """Some orders of so many options, each with all its rotations: the place of each option, the best being 0."""
+    generator = random.Random(0)
+    orders = [list(range(count)), *(generator.sample(range(count), count) for _ in range(NUM_ORDERS - 1))]
+    return [[order[shift:] + order[:shift] for shift in range(count)] for order in orders]
 
 
 def _mean(shares: Sequence[float | None]) -> float | None:
