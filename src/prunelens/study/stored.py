@@ -211,7 +211,7 @@ class RunInfo(_Part):
     seconds: dict[StrictStr, StrictFloat]
     versions: dict[StrictStr, StrictStr]
     lens: _Lens | None
-    noise: dict[StrictStr, dict[StrictStr, _Spread]] | None
+    noise: dict[StrictStr, dict[StrictStr, _Spread | None]] | None
     summary: list[_Compared] = Field(min_length=1)
 
 
@@ -294,9 +294,9 @@ class _Cell(_Part):
     status: StrictStr
     error: StrictStr | None
     compressed: StrictStr
-    bytes_saved: Number
-    zeros: Number
-    kl: Number
+    bytes_saved: Number = None
+    zeros: Number = None
+    kl: Number = None
     verdicts: list[_Line]
 
 
