@@ -18,7 +18,7 @@ from prunelens.models.cache import cache_dir
 from prunelens.models.loading import Model, wrap
 from prunelens.pruning.recipe import Recipe, parse_recipe
 from prunelens.study import calibration_texts as module
-from prunelens.study.calibration_texts import REPAIR_PROMPTS, REPAIR_SEEDS, calibrate, repair_texts, unseen
+from prunelens.study.calibration_texts import REPAIR_PROMPTS, REPAIR_SEEDS, calibrate, own_texts, repair_texts, unseen
 from prunelens.study.settings import silent
 from prunelens.tasks.prompts import prompts
 
@@ -414,3 +414,10 @@ def test_a_recipe_that_ranks_and_repairs_gets_both(model: Model, runs: list[int]
     assert (len(found.texts), len(found.repair)) == (2, 6)
     assert sorted(runs) == [2, 6]
     assert found.texts != found.repair
+
+
+def test_a_context_too_short_for_own_texts_asks_for_calibration() -> None:
+    model = text_model()
+    model.network.config.max_position_embeddings = 8
+    with pytest.raises(PrunelensError, match=r"own answers to the built-in prompts.*pass a text with --calibration"):
+        own_texts(model, silent)

@@ -75,9 +75,19 @@ def with_repair_texts(
 
 
 def own_texts(model: Model, reporter: Reporter) -> list[list[int]]:
-    """The dense model's greedy texts on the core prompts, as `compare` takes them."""
+    """The dense model's greedy texts on the core prompts, as `compare` takes them.
+
+    Raises:
+        PrunelensError: the model cannot read those prompts, or has no room to answer them.
+    """
     settings = Settings()
-    encoded = encode(prompts(), model, settings.chat_template, settings.max_new_tokens, OTHER_TEXTS)
+    try:
+        encoded = encode(prompts(), model, settings.chat_template, settings.max_new_tokens, OTHER_TEXTS)
+    except PrunelensError as error:
+        raise PrunelensError(
+            f"expected to calibrate on the model's own answers to the built-in prompts, found that it cannot give them "
+            f"({error}); pass a text with --calibration"
+        ) from error
     ids = [prompt.token_ids for prompt in encoded]
     advance = reporter("writing calibration texts", len(ids) * settings.max_new_tokens)
     rules = [Greedy() for _ in ids]
