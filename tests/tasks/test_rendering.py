@@ -144,7 +144,7 @@ def test_nothing_of_this_process_changes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPROF)] == handlers
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert opened is None or len(os.listdir("/proc/self/fd")) == opened
-    assert children() == others
+    assert children() <= others
 
 
 def test_half_pairs_and_long_texts_come_through() -> None:
