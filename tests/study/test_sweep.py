@@ -172,37 +172,36 @@ def run_to_end(document: dict[str, Any], folder: Path) -> float:
     return seconds
 
 
-def is_killed(document: dict[str, Any], folder: Path, seconds: float, after_cell: float) -> bool:
-    """Kill a sweep at a moment, or soon after its next cell; False if it ended by itself before."""
+def kill(document: dict[str, Any], folder: Path, seconds: float) -> None:
+    """Kill a sweep after so many seconds, or at its next cell if that comes first."""
     before = len(cells_in(folder))
     process = start_alone(document, folder)
-    moment, waiting = time.monotonic() + seconds, True
-    while time.monotonic() < moment and process.is_alive():
-        if waiting and len(cells_in(folder)) > before:
-            moment, waiting = min(moment, time.monotonic() + after_cell), False
-        time.sleep(0.005)
+    moment = time.monotonic() + seconds
+    while time.monotonic() < moment and process.is_alive() and len(cells_in(folder)) == before:
+        time.sleep(0.001)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.join()
     wait_until(lambda: not session(process.pid))
-    return process.exitcode == -signal.SIGKILL
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_sweep_killed_ten_times_ends_as_if_it_was_not(tiny: Path, tmp_path: Path) -> None:
     drops = [f"drop-{part}@{layer}" for part in ("attention", "mlp", "block") for layer in range(4)]
-    recipes = [*drops, *(f"magnitude:0.{tenth}" for tenth in range(1, 9)), "wanda:0.5", "drop-mlp:1", "magnitude:2:4"]
+    shares = [f"magnitude:0.{share:02d}" for share in range(5, 95, 5)]
+    recipes = [*drops, *shares, "wanda:0.5", "drop-mlp:1", "magnitude:2:4"]
     document, folder = study(tiny, *recipes), tmp_path / "killed"
     first = run_to_end(document, tmp_path / "calm")
-    draw, kills, seen = random.Random(0), 0, []
-    for _ in range(3 * KILLS):
-        kills += is_killed(document, folder, draw.uniform(0, 2 * first), draw.uniform(0, 0.4))
+    draw, seen = random.Random(0), []
+    for _ in range(KILLS):
+        kill(document, folder, draw.uniform(0, 2 * first))
         seen.append(len(cells_in(folder)))
-        if kills == KILLS:
-            break
-    assert kills == KILLS
     assert seen == sorted(seen)
-    assert 0 < seen[-1] <= len(recipes)
+    assert seen[-1] < len(recipes)
+    if not seen[-1]:  # a slow machine: no kill fell behind a cell
+        kill(document, folder, 600)
     kept = {path: path.stat().st_mtime_ns for path in cells_in(folder)}
+    assert kept
     run_to_end(document, folder)
     found, calm = Sweep.open(folder), Sweep.open(tmp_path / "calm")
     assert_same(found, calm)
