@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from prunelens.pruning.importance import rank_redundancy
     from prunelens.pruning.recipe import Recipe, parse_recipe
     from prunelens.results import Advice, Comparison, Evaluation, Sweep
-    from prunelens.study.benchmark.speed import SpeedSettings
+    from prunelens.study.benchmark.record import SpeedSettings
     from prunelens.study.evaluate.verdict import Thresholds
     from prunelens.study.prune.prune import PruneResult
     from prunelens.tasks.prompts import prompts

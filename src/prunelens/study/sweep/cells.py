@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from prunelens.documents import read_json
 from prunelens.errors import PrunelensError
 from prunelens.files import new_folder
 from prunelens.models.model import Model
@@ -16,7 +17,6 @@ from prunelens.models.opening.loading import load
 from prunelens.pruning.apply import Calibration
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
-from prunelens.reading import read_json
 from prunelens.study.calibration_texts import own_texts, with_repair_texts
 from prunelens.study.candidates import Candidate, apply_recipes, open_candidates
 from prunelens.study.compare.describe import describe_size
