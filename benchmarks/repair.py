@@ -3,7 +3,7 @@
 Each cell is a recipe. The maps are fitted on the dense model's samples on the calibration prompts; everything here is
 measured on other prompts: KL and same top-1 per token, S(8) and S(32) on the core prompts, loops of long texts, and
 the scores of the core suite, with 95 % intervals over prompts or items. A finished cell is kept in the folder and not
-measured again, so that a stopped run goes on.
+measured again, so a stopped run resumes.
 
     python benchmarks/repair.py [MODEL] [--folder repair-bench] [--limit 112] [--long-tokens 128] [--workers 2]
 """

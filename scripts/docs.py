@@ -102,6 +102,7 @@ def embedded(text: str) -> str:
 
 
 def main() -> None:
+    """Run what is asked for, then copy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"commands to run: {', '.join(COMMANDS)}")
     parser.add_argument("--embed", action="store_true", help="run nothing, only copy stored output into the documents")

@@ -179,10 +179,10 @@ def write_page() -> None:
         "# Families",
         "",
         f"Every model type that transformers {transformers.__version__} knows as a causal language model, or as one "
-        "that reads images too (of those the decoder),",
-        "built tiny with random weights and opened. A configuration with other switches may fare otherwise: what "
-        "decides is the proof on opening,",
-        "not this list. Of every family that opens, tests show that a dropped part equals one emptied by hand, in a "
+        "that reads images too (its decoder),",
+        "built tiny with random weights and opened. A configuration with other settings may behave differently: "
+        "the proof on opening decides,",
+        "not this list. For every family that opens, tests show that a dropped part equals one emptied by hand, in a "
         "whole pass and in cached",
         "generation beside other prompts. Written by `python tests/families.py`.",
         "",

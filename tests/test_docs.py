@@ -175,11 +175,13 @@ def link_faults(text: str, path: Path) -> list[str]:
 def path_faults(text: str) -> list[str]:
     """Files named in backticks that are not there."""
     names = re.findall(r"`((?:[\w.-]+/)+[\w.-]*(?:\.\w+|/))`", text)
-    ours = [name for name in names if name.split("/")[0] in {*OURS, "src", "tests", "docs", "scripts", "benchmarks", "dev"}]
+    ours = [
+        name for name in names if name.split("/")[0] in {*OURS, "src", "tests", "docs", "scripts", "benchmarks", "dev"}
+    ]
     return [name for name in ours if not any((home / name).exists() for home in (ROOT, ROOT / "src" / "prunelens"))]
 
 
-OURS = {path.name for path in (ROOT / "src" / "prunelens").iterdir() if path.is_dir()}
+OURS = {path.name for home in (ROOT, ROOT / "src" / "prunelens") for path in home.iterdir() if path.is_dir()}
 
 
 def all_faults(text: str, path: Path) -> list[str]:
@@ -204,7 +206,7 @@ def test_stored_outputs_are_those_of_their_commands() -> None:
     for name, command in docs.COMMANDS.items():
         lines = docs.stored(name).read_text(encoding="utf-8").split("\n")
         assert lines[0] == f"$ {command}"
-        assert max(map(len, lines[1:])) <= 80, name
+        assert name == "misspelt" or max(map(len, lines[1:])) <= 80, name  # an error is one line, however long
         assert f": {name}" in shown, name
         assert command_faults(command) == [] or name == "misspelt"
 
@@ -225,7 +227,7 @@ def test_repair_table_is_that_of_the_stored_cells() -> None:
     for drop, repair, saved, kl, *scores in short:
         full = by_name[drop, repair]
         assert [saved, kl, scores[0]] == [full[2], full[3], full[5]]
-        for rounded, exact in zip(scores[1:], (full[7], full[8], full[11]), strict=True):
+        for rounded, exact in zip(scores[1:], (full[7], full[8], full[12]), strict=True):
             pairs = zip(numbers(rounded), numbers(exact), strict=True)
             assert all(abs(float(one) - float(other)) <= 0.51 for one, other in pairs), (drop, repair)
 
@@ -257,7 +259,10 @@ def in_readme(old: str, new: str) -> Callable[[], str]:
         ("[x](docs/theory.md#nowhere)", "no such heading"),
         ("`models/nowhere.py`", "nowhere"),
         ("| a | b |\n|---|---|\n| 1.0 | 2 % |", "which command"),
-        ("<!-- measured: prunelens demo; printed: inspect -->\n| a | b |\n|---|---|\n| 98765 | 1 |", "98765 was not printed"),
+        (
+            "<!-- measured: prunelens demo; printed: inspect -->\n| a | b |\n|---|---|\n| 98765 | 1 |",
+            "98765 was not printed",
+        ),
     ],
 )
 def test_checks_can_fail(text: str, fault: str) -> None:

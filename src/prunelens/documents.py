@@ -100,7 +100,7 @@ def _real(digits: str, where: str) -> float:
 
 
 def _no_number(name: str, where: str) -> float:
-    raise PrunelensError(f"{where}: expected a number or null, found {name}, which is no JSON")
+    raise PrunelensError(f"{where}: expected a number or null, found {name}, which is not JSON")
 
 
 def _any_half_pair(value: Any) -> bool:
@@ -196,7 +196,7 @@ def _key(node: yaml.Node, name: str) -> str:
     key = _plain(node, name) if isinstance(node, yaml.ScalarNode) else None
     if not isinstance(key, str):
         found = shown(node.value) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
-        raise PrunelensError(f"{where}: expected text as a key, found {found}; put it in quotes if it is meant")
+        raise PrunelensError(f"{where}: expected text as a key, found {found}; put it in quotes if that is intended")
     if key == "<<" and getattr(node, "style", None) is None:
         raise PrunelensError(f"{where}: expected no merge keys (<<); write the keys out")
     return key

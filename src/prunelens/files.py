@@ -117,8 +117,8 @@ def check_apart(target: Path, models: Iterable[Any]) -> None:
         found = Path(os.path.realpath(model))
         if place == found or place in found.parents or (found in place.parents and found.is_dir()):
             raise PrunelensError(
-                f"expected an output apart from what is read, found {target}, which is, holds or lies in the model "
-                f"{model}; choose another folder with -o"
+                f"expected an output apart from what is read, found {target}, which is, contains or is inside the "
+                f"model {model}; choose another folder with -o"
             )
 
 

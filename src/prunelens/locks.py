@@ -91,7 +91,7 @@ def _taken(path: Path, what: str) -> int | None:
             owner = _owner(handle)
             os.close(handle)
             raise HeldError(
-                f"{what} is being written by {owner}; wait until that has ended, or choose another"
+                f"{what} is being written by {owner}; wait until it has finished, or choose another"
             ) from error
         except OSError:  # a file system without locks
             os.close(handle)

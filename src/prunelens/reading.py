@@ -70,7 +70,7 @@ def read_bytes(name: str | os.PathLike[str], what: str, limit: int = MAX_TEXT) -
         raise PrunelensError(f"expected {what} at {path}: {error.strerror or error}") from error
     if len(content) > limit:
         raise PrunelensError(
-            f"expected {what} of at most {limit / MIB:g} MiB at {path}, found more; split it or take a part of it"
+            f"expected {what} of at most {limit / MIB:g} MiB at {path}, found more; split it or use part of it"
         )
     return content
 
@@ -133,8 +133,8 @@ def read_array(name: str | os.PathLike[str], what: str) -> "np.ndarray":
         num_bytes *= size
     if num_bytes != len(content) - start:
         raise PrunelensError(
-            f"expected {what} at {path} with {shown(num_bytes)} bytes of numbers as its header tells, found "
-            f"{len(content) - start}; it was cut or joined, save it again"
+            f"expected {what} at {path} with {shown(num_bytes)} bytes of numbers as its header says, found "
+            f"{len(content) - start}; it was truncated or concatenated, save it again"
         )
     numbers = np.frombuffer(content, dtype, offset=start)
     return numbers.reshape(shape, order="F" if fortran else "C")
@@ -155,7 +155,7 @@ def _npy_header(content: bytes, path: Path, what: str) -> tuple[tuple[int, ...],
         shape, fortran, dtype = readers[version](stream)
     except Exception as error:  # a header is a Python literal: anything may be wrong with it
         reason = f"{type(error).__name__}: {error}"
-        raise PrunelensError(f"expected {what} at {path}, found a header that is no .npy ({shown(reason)})") from error
+        raise PrunelensError(f"expected {what} at {path}, found a header that is not .npy ({shown(reason)})") from error
     if not all(type(size) is int and size >= 0 for size in shape):
         raise PrunelensError(f"expected {what} at {path}, found the shape {shown(str(shape))}")
     return shape, dtype, fortran, stream.tell()

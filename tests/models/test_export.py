@@ -573,5 +573,5 @@ def test_several_files_are_converted_with_their_index(tmp_path: Path) -> None:
     again = nemotron_nas.read_back(out, type(network), network.config)
     assert torch.equal(logits(again), logits(network))
     next(out.glob("*-00001-of-*.safetensors")).unlink()
-    with pytest.raises(PrunelensError, match="missing or left over"):
+    with pytest.raises(PrunelensError, match="missing or unexpected"):
         nemotron_nas.read_back(out, type(network), network.config)

@@ -242,4 +242,4 @@ def test_texts_are_read_without_the_end_that_a_tokenizer_puts_behind_them(tmp_pa
     assert read_calibration(plain, model) == [[1, *[5] * 127], [5, 5, 5]]
     assert read_calibration(lined, model) == [[1, 3, 4], [1, 5, 2]]
     assert len(model.notes) == 1
-    assert "'<eos>' behind every text" in model.notes[0]
+    assert "'<eos>' to every text" in model.notes[0]

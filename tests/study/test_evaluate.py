@@ -476,7 +476,7 @@ def test_prompts_and_tokenizer_are_told_in_the_result(tmp_path: Path) -> None:
     folder = numbered(tmp_path / "mine", 12, "q\tp1\t1\n", ("q",))
     found = evaluate(model, "drop-attention@1", tasks=f"core_long,{folder}", limit=2, long_tokens=4)
     assert len(found.info["notes"]) == 2
-    assert "'<eos>' behind every text" in found.info["notes"][0]
+    assert "'<eos>' to every text" in found.info["notes"][0]
     assert "the chat template of text-llama opens no answer" in found.info["notes"][1]
 
 

@@ -202,7 +202,7 @@ def test_a_template_that_opens_no_answer_is_told_where_its_prompt_ends_the_text(
     (found,) = encode([asked(("user", "hi"))], chat_model(closed), True, 4)
     assert found.token_ids[-1] == 2  # the template's own: it stays
     assert prompt_notes([found]) == [
-        "prompt 'p': the chat template of text-llama opens no answer, its last token '<eos>' ends a text"
+        "prompt 'p': the chat template of text-llama opens no answer; its last token '<eos>' ends a text"
     ]
     opened = closed + "{% if add_generation_prompt %}[a]{% endif %}"
     assert prompt_notes(encode([asked(("user", "hi"))], chat_model(opened), True, 4)) == []
@@ -210,7 +210,7 @@ def test_a_template_that_opens_no_answer_is_told_where_its_prompt_ends_the_text(
 
 def test_a_chat_that_ends_with_an_answer_is_told() -> None:
     (found,) = encode([asked(("user", "hi"), ("assistant", "ho"))], chat_model(PLAIN), True, 4)
-    assert found.notes == ("the answer at the end is not continued, the chat template opens another one",)
+    assert found.notes == ("the answer at the end is not continued; the chat template opens another one",)
     assert encode([asked(("user", "hi"), ("assistant", "ho"))], chat_model(), True, 4)[0].notes == ()
 
 
@@ -282,7 +282,7 @@ def test_what_a_tokenizer_puts_behind_a_text_is_taken_off_and_told_once(
     assert encode([asked(("user", words(3, 4)))], model, True, 4)[0].token_ids == tuple(expected)
     assert len(model.notes) == (1 if added else 0)
     if added == [2]:
-        assert "the tokenizer of tiny-llama puts '<eos>' behind every text; texts are read without it" in model.notes[0]
+        assert "the tokenizer of tiny-llama appends '<eos>' to every text; texts are read without it" in model.notes[0]
 
 
 def test_an_end_that_the_text_itself_holds_stays() -> None:
@@ -332,7 +332,7 @@ def test_the_note_reaches_results_of_compare_once() -> None:
     ending(model.tokenizer)
     texts = [asked(("user", "Hello <eos> there"), name="a"), asked(("user", "well"), name="b")]
     found = compare(model, "drop-attention@1", prompts=texts, max_new_tokens=2, lens_steps=0)
-    assert [note for note in found.info["notes"] if "behind every text" in note] == model.notes
+    assert [note for note in found.info["notes"] if "to every text" in note] == model.notes
     assert "prompt 'a': the text holds '<eos>', which is read as a special token" in found.info["notes"]
     assert len(found.info["notes"]) == 2
     again = compare(model, "drop-attention@1", prompts=texts[1:], max_new_tokens=2, lens_steps=0)
@@ -373,7 +373,7 @@ def test_unknown_letters_and_texts_that_cannot_be_told_apart_are_told() -> None:
     told = prompt_notes(encode(texts, tiny_model(), True, 4))
     assert told[1].startswith("prompts 'what', 'who', 'why' and 1 more: none of the text is known to the tokenizer")
     assert told[2] == (
-        "prompts 'what', 'who', 'why' and 1 more: texts that the tokenizer cannot tell apart, they have the same "
+        "prompts 'what', 'who', 'why' and 1 more: texts that the tokenizer cannot tell apart: they have the same "
         "token ids"
     )
     assert len(told) == 3

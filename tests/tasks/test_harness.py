@@ -403,7 +403,7 @@ def described(name: str = "theirs", output_type: str = "generate_until", max_tok
 @pytest.mark.parametrize("value", [(-3.5, 7), "yes", ["a", "b"], None, {"a": 1}])
 def test_a_mean_of_what_is_no_number_never_decides(value: Any) -> None:
     (found,) = score_items(described(), [sample(em=value), sample(doc_id=1, em=1.0)])
-    assert (found.metric.decides, found.metric.reason) == (None, "em has items that are no numbers")
+    assert (found.metric.decides, found.metric.reason) == (None, "em has items that are not numbers")
     assert found.values == {"0": None, "1": None}
 
 

@@ -448,7 +448,7 @@ def test_what_a_tokenizer_puts_behind_a_text_is_not_embedded(pooling: str) -> No
     np.testing.assert_array_equal(embed(ended, [*TEXTS, long], pooling), embed(plain, [*TEXTS, long], pooling))
     assert plain.notes == []
     assert len(ended.notes) == 1
-    assert "'<eos>' behind every text" in ended.notes[0]
+    assert "'<eos>' to every text" in ended.notes[0]
 
 
 def test_texts_that_are_cut_are_told_once() -> None:

@@ -89,8 +89,8 @@ def test_a_template_that_cannot_be_used_is_one_sentence(
 def test_an_end_that_is_left_off_is_told_on_the_terminal_and_the_page(cli: Cli) -> None:
     code, told = compare(cli, end=True)
     assert code == 0
-    assert "puts '<eos>' behind every text" in told
-    assert "puts &#39;&lt;eos&gt;&#39; behind every text" in Path("out/report.html").read_text()
+    assert "appends '<eos>' to every text" in told
+    assert "appends &#39;&lt;eos&gt;&#39; to every text" in Path("out/report.html").read_text()
     assert len(json.loads(Path("out/run.json").read_text())["notes"]) == 1
     rows = pq.read_table("out/prompts.parquet").to_pylist()
     assert [row["token_ids"] for row in rows] == [text_tokenizer()(line)["input_ids"] for line in LINES]
@@ -100,7 +100,7 @@ def test_pruning_on_such_texts_tells_it_too(cli: Cli) -> None:
     compare(cli, end=True)
     code, told = cli("prune", "m", "drop-attention:1", "--calibration", "p.txt", "--output", "small")
     assert code == 0
-    assert "puts '<eos>' behind every text" in told
+    assert "appends '<eos>' to every text" in told
 
 
 def test_a_sweep_tells_what_its_cells_were_told(cli: Cli) -> None:
@@ -110,5 +110,5 @@ def test_a_sweep_tells_what_its_cells_were_told(cli: Cli) -> None:
     Path("study.yaml").write_text(json.dumps(study))
     code, told = cli("sweep", "study.yaml", "--output", "all")
     assert code == 0
-    assert told.count("puts '<eos>' behind every text") == 1
-    assert Path("all/report.html").read_text().count("puts &#39;&lt;eos&gt;&#39; behind every text") == 1
+    assert told.count("appends '<eos>' to every text") == 1
+    assert Path("all/report.html").read_text().count("appends &#39;&lt;eos&gt;&#39; to every text") == 1

@@ -16,7 +16,7 @@ def distinct_share(tokens: Sequence[int], n: int) -> float | None:
 def is_loop(tokens: Sequence[int]) -> bool:
     """Whether a text ends in a loop.
 
-    At least half of the 8-grams that end in its second half have stood in the text before; texts of fewer than 48
+    At least half of the 8-grams that end in its second half have appeared in the text before; texts of fewer than 48
     tokens never count.
     """
     if len(tokens) < LOOP_MIN_TOKENS:

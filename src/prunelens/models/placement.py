@@ -41,7 +41,7 @@ class Placement:
     device_map: str | dict[str, Device] | None = None
 
     def __str__(self) -> str:
-        return str(self.device) if self.device_map is None else "the memory that is there"
+        return str(self.device) if self.device_map is None else "the available memory"
 
 
 def plan_placement(device: Devices | None) -> Placement:
@@ -142,7 +142,7 @@ def fetched(network: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """A parameter or buffer with its numbers: itself, or what the hook of an offloaded part keeps of it.
 
     Raises:
-        PrunelensError: its numbers are nowhere, or those that are kept have another shape.
+        PrunelensError: its numbers are missing, or those that are kept have another shape.
     """
     if tensor.device.type != "meta":
         return tensor
@@ -160,7 +160,7 @@ def fetched(network: nn.Module, name: str, tensor: Tensor) -> Tensor:
                 )
             return kept.to(tensor.dtype)
     raise PrunelensError(
-        f"the numbers of {name} are nowhere (it is on the device meta, and no offloading hook keeps it); load "
+        f"the weights of {name} are missing (it is on the device meta, and no offloading hook keeps it); load "
         "the network's weights first, and place tied weights together"
     )
 
@@ -191,7 +191,7 @@ def _planned_map(device_map: Mapping[str, Device]) -> Placement:
         inner = next((name for name in device_map if name != outer and _holds(outer, name)), None)
         if inner is not None:
             raise PrunelensError(
-                f"expected a map of devices whose parts lie side by side, found {inner!r} inside {outer!r}; name "
+                f"expected a map of devices whose parts do not overlap, found {inner!r} inside {outer!r}; name "
                 "the parts beside it instead"
             )
     places = [_checked(device) for device in device_map.values() if device != DISK]
@@ -231,7 +231,7 @@ def _checked(device: Device | None) -> torch.device:
 
 
 def _no_device(device: Device | None) -> PrunelensError:
-    return PrunelensError(f"expected auto or a device such as cpu or cuda:0 that is there, found {shown(device)}")
+    return PrunelensError(f"expected auto or an available device such as cpu or cuda:0, found {shown(device)}")
 
 
 def _need_accelerate(what: str) -> None:

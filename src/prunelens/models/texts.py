@@ -1,4 +1,4 @@
-"""Text as token ids for a model to go on from: with what its tokenizer puts in front, without what it puts behind."""
+"""Text as token ids for a model to continue: with what its tokenizer prepends, without what it appends."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -40,7 +40,7 @@ def without_ending(ids: list[int], ending: list[int]) -> list[int]:
 
 
 def added_ending(tokenizer: Any, texts: Sequence[str] = ()) -> list[int]:
-    """The special tokens that a tokenizer puts behind every text; empty for most.
+    """The special tokens that a tokenizer appends to every text; empty for most.
 
     It is asked about short probes, and about the start of `texts` where it has no token for those.
     """
@@ -56,6 +56,6 @@ def added_ending(tokenizer: Any, texts: Sequence[str] = ()) -> list[int]:
 def _ending_note(model: Model, ending: list[int]) -> str:
     tokens = "".join(map(str, model.tokenizer.convert_ids_to_tokens(ending)))
     return (
-        f"the tokenizer of {model.name} puts {tokens!r} behind every text; texts are read without it, because it would "
-        "end what the model is to continue"
+        f"the tokenizer of {model.name} appends {tokens!r} to every text; texts are read without it, because it "
+        "would end the text that the model should continue"
     )

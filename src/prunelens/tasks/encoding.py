@@ -75,7 +75,7 @@ def prompt_notes(prompts: Sequence[Prompt]) -> list[str]:
         texts.setdefault(prompt.token_ids, set()).add(prompt.text)
     alike = [prompt.prompt_id for prompt in prompts if len(texts[prompt.token_ids]) > 1]
     if alike:
-        notes.append(f"{_listed(alike)}: texts that the tokenizer cannot tell apart, they have the same token ids")
+        notes.append(f"{_listed(alike)}: texts that the tokenizer cannot tell apart: they have the same token ids")
     return notes
 
 
@@ -201,9 +201,9 @@ def _notes(text: PromptText, model: Model, ids: list[int], from_template: bool) 
         notes.append(f"{share} of the text is known to the tokenizer, which reads {str(tokenizer.unk_token)!r} instead")
     if from_template and ids[-1] in model.eos_ids:
         end = str(tokenizer.convert_ids_to_tokens(ids[-1]))
-        notes.append(f"the chat template of {model.name} opens no answer, its last token {end!r} ends a text")
+        notes.append(f"the chat template of {model.name} opens no answer; its last token {end!r} ends a text")
     if from_template and text.messages[-1]["role"] == "assistant":
-        notes.append("the answer at the end is not continued, the chat template opens another one")
+        notes.append("the answer at the end is not continued; the chat template opens another one")
     return tuple(notes)
 
 

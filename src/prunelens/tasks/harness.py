@@ -190,7 +190,7 @@ def _check_runnable(name: str, task: Any) -> None:
     if getattr(task, "MULTIMODAL", False):
         raise PrunelensError(f"the task {name} asks about pictures or sound; give tasks of text alone")
     if set(declared(task)) == {"bypass"}:
-        raise PrunelensError(f"the task {name} counts nothing on its items (metric bypass); give a task with a score")
+        raise PrunelensError(f"the task {name} has no score for its items (metric bypass); give a task with a score")
 
 
 def _question(task: Any, doc: dict[str, Any]) -> str:

@@ -125,10 +125,10 @@ def _unfit(task: HarnessTask, metric: str, rows: Sequence[Row]) -> str:
     if better is None:
         return f"{metric} does not say whether higher is better"
     if better == "lower":
-        return f"{metric} is better when lower, so that no share of it can be kept"
+        return f"{metric} is better when lower, so no share of it can be kept"
     values = [row[metric] for row in rows if metric in row["metrics"]]
     if _aggregation(task.task, metric) == MEAN and not all(map(_is_number, values)):
-        return f"{metric} has items that are no numbers"
+        return f"{metric} has items that are not numbers"
     return ""
 
 

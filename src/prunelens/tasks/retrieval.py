@@ -121,7 +121,7 @@ def _token_ids(model: Model, texts: list[str]) -> list[list[int]]:
     ids = [row[:limit] or (model.eos_ids[:1] or [0]) for row in rows]
     largest, num_known = max(map(max, ids)), model.network.get_input_embeddings().weight.shape[0]
     if largest >= num_known:
-        raise PrunelensError(f"{model.name} knows {num_known} tokens, but a text has id {largest}; mend its tokenizer")
+        raise PrunelensError(f"{model.name} knows {num_known} tokens, but a text has id {largest}; fix its tokenizer")
     return ids
 
 

@@ -102,8 +102,8 @@ def write_assisted(
     for model in (dense, draft):
         if not model.anatomy.manner.cached:
             raise PrunelensError(
-                f"expected a cache that gives the states of a whole pass to draft with, found that the one of "
-                f"{model.name} does not; leave out --draft"
+                f"expected a cache that gives the states of a whole pass, which drafting needs, found that "
+                f"the cache of {model.name} does not; leave out --draft"
             )
     drafting = GenerationConfig(
         num_assistant_tokens=num_drafted, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0

@@ -25,9 +25,9 @@ class Coupled:
     """Optimal couplings, token by token, of a model with a dense trajectory (S3').
 
     A coupling keeps the dense model's token x with probability min(1, p'(x)/p(x)). Otherwise its next token
-    is a draw from the normalised positive part of p' - p, which never is x: the texts have parted, and how
+    is a draw from the normalised positive part of p' - p, which never is x: the texts have diverged, and how
     many tokens agreed is known. Until then both texts are the same, so one row of decoding carries several
-    couplings; it ends when the last one has parted.
+    couplings; it ends when the last one has diverged.
     """
 
     def __init__(self, dense: Draw, numbers: Float[np.ndarray, "steps couplings"], temperature: float) -> None:

@@ -25,11 +25,11 @@ def in_dtype(dense: Model, dtype: torch.dtype) -> Model:
     """A copy of the dense model that computes in another dtype.
 
     Raises:
-        PrunelensError: a model that does not lie in memory whole.
+        PrunelensError: a model that is not in memory whole.
     """
     if any(weight.is_meta for weight in dense.network.parameters()):
         raise PrunelensError(
             f"expected {dense.name} in memory to compute in {str(dtype).removeprefix('torch.')} too, found parts of it "
-            "offloaded; leave --noise-dtype out"
+            "offloaded; leave out --noise-dtype"
         )
     return replace(dense, network=copy.deepcopy(dense.network).to(dtype))

@@ -67,11 +67,11 @@ def prove_manner(model: Any, ids: Tensor, alike_up_to: int | None, context_lengt
 
 def _notes(batching: Batching, cached: bool, alike_up_to: int | None) -> Iterator[str]:
     if not batching.together:
-        yield "what else is in a batch changes this model's numbers, so every text is read and written alone"
+        yield "other texts in a batch change this model's numbers, so every text is read and written alone"
     elif batching.read_up_to == 0:
-        yield "what stands after a text changes this model's numbers, so texts of different lengths are read apart"
+        yield "tokens after a text change this model's numbers, so texts of other lengths are read separately"
     elif batching.written_up_to == 0:
-        yield "padding on the left changes this model's numbers, so prompts of different lengths are continued apart"
+        yield "padding on the left changes this model's numbers, so prompts of other lengths are continued separately"
     if not cached:
         yield "this model's cache does not give the states of a whole pass, so every token is written by a whole pass"
     if alike_up_to is not None:

@@ -163,7 +163,7 @@ def _shards(index: Path) -> list[str]:
     found = read_object(index).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(shard, str) for shard in found.values()):
         raise PrunelensError(
-            f"expected {index} to name a file for each tensor under weight_map, found that it is no safetensors index; "
+            f"expected {index} to name a file for each tensor under weight_map, found no safetensors index; "
             "download it again"
         )
     shards = sorted(set(found.values()))

@@ -139,7 +139,7 @@ def _read(
             network, found = place(placement, functools.partial(opener, config=leave_plain(config, plain)))
         notes = settle(network) if quantized else []
     if plain:
-        notes.append(f"{listed(plain)} in {path} is said to be quantised but stored in plain numbers, which are used")
+        notes.append(f"{listed(plain)} in {path} is declared quantised but stored as plain numbers, which are used")
     return network, found, notes
 
 

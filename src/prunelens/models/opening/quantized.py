@@ -127,8 +127,8 @@ def _settle_bitsandbytes(network: nn.Module) -> list[str]:
     # it would say so at every layer of every pass; it is said once, in the notes
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return [
-        "the int8 layers of bitsandbytes round what they read, and treat a column otherwise if any token in the batch "
-        "has an outlier there, so that a token can change the states before it by a percent or two"
+        "the int8 layers of bitsandbytes round their inputs, and treat a column differently if any token in the batch "
+        "has an outlier there, so a token can change the states before it by a percent or two"
     ]
 
 

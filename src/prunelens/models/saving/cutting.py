@@ -141,7 +141,7 @@ def _decoder_section(config: Any, values: dict[str, Any]) -> dict[str, Any]:
     """The settings of the part that writes text among `values`, which are those of `config`."""
     section = _section_of(config, config.get_text_config(decoder=True), values)
     if section is None:
-        raise _inexpressible(config, "its settings do not tell those of the part that writes text apart")
+        raise _inexpressible(config, "its settings do not distinguish those of the part that writes text")
     return section
 
 

@@ -116,7 +116,7 @@ def read_back(folder: Path, kind: type, config: Any) -> Any:
         strange = sorted((wanted - tied) ^ (set(state) - tied))
         raise PrunelensError(
             f"expected one tensor for each parameter of the layout {MODEL_TYPE}, found {strange[:1]} to be missing or "
-            "left over; choose the layout transformers"
+            "unexpected; choose the layout transformers"
         )
     shapes = {name: weight.shape for name, weight in network.named_parameters(remove_duplicate=False)}
     dtype = next(iter(state.values())).dtype

@@ -48,7 +48,7 @@ def logits_on_reopening(folder: Path, model: Model, finished: bool) -> Tensor:
     network, found = opened
     wrong = [*found["missing_keys"], *found["mismatched_keys"], *(() if finished else found["unexpected_keys"])]
     if wrong:
-        raise _wrong(f"{len(wrong)} tensors are missing, left over or of another shape ({wrong[0]}, …)")
+        raise _wrong(f"{len(wrong)} tensors are missing, unexpected or of another shape ({wrong[0]}, …)")
     network = network if finished else network.to(model.device)
     return logits_of(network.eval(), model)
 

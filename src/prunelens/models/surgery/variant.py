@@ -33,12 +33,12 @@ class Variant:
             return f"it has {len(own.blocks)} blocks, the dense model has {len(other.blocks)}"
         for left, right in zip(own.blocks, other.blocks, strict=True):
             if [part.kind for part in left.sublayers] != [part.kind for part in right.sublayers]:
-                return f"block {left.layer_idx} has other sublayers than the dense model's"
+                return f"block {left.layer_idx} has different sublayers from the dense model's"
             chains = [
                 [len(strand.chain) for part in block.sublayers for strand in part.strands] for block in (left, right)
             ]
             if chains[0] != chains[1] or left.layout != right.layout:
-                return f"block {left.layer_idx} is put together in another way than the dense model's"
+                return f"block {left.layer_idx} is built differently from the dense model's"
         return ""
 
 
