@@ -31,7 +31,7 @@ repair-table: $(VENV)/.dev ## what repairs buy, from single tokens to tasks: the
 	$(BIN)/python benchmarks/repair.py --folder benchmarks/repair-smollm2 --limit 112 --long-tokens 128 --workers 2
 
 screenshot: $(VENV)/.dev demo-run/report.html ## the README's picture of the page
-	$(BIN)/python docs/screenshot.py demo-run/report.html docs/report.png
+	$(BIN)/python scripts/screenshot.py demo-run/report.html docs/report.png
 
 demo-run/report.html:
 	$(MAKE) demo

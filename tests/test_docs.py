@@ -19,7 +19,7 @@ from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import is_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]
-LANGUAGES = {"sh", "python", "yaml", "json", "toml", "mermaid", "bibtex"}
+LANGUAGES = {"sh", "bash", "python", "yaml", "json", "toml", "mermaid", "bibtex"}
 """Of blocks that people write; what a program printed has a marker instead."""
 NUMBER = re.compile(r"[+−-]?\d[\d.,]*")
 MEASURED = re.compile(r"^<!-- measured: (.+?)(?:; printed: ([\w-]+))? -->$")
@@ -57,7 +57,7 @@ def command_faults(line: str) -> list[str]:
         if rest:
             name, command, rest = group.resolve_command(context, rest)
             command.make_context(name, [word for word in rest if word != "--help"] or ["x"], parent=context)
-        for word in words:
+        for word in words if "--plugin" not in words else ():  # a method from outside is not loaded here
             if is_recipe(word) and not word.endswith((".yaml", ".yml")):
                 parse_recipe(word)
     except (PrunelensError, Exception) as error:  # click's own exceptions have no public base in typer
@@ -187,7 +187,7 @@ OURS = {path.name for home in (ROOT, ROOT / "src" / "prunelens") for path in hom
 def all_faults(text: str, path: Path) -> list[str]:
     found = [*block_faults(text), *table_faults(text), *link_faults(text, path), *path_faults(text)]
     for fence in docs.fences(text):
-        if fence.language == "sh":
+        if fence.language in ("sh", "bash"):
             lines = fence.text.replace("\\\n", " ").split("\n")
             found += [fault for line in lines for fault in command_faults(line)]
         elif fence.language == "python":

@@ -1,6 +1,6 @@
 """Take the README's picture of a report page with headless Chromium.
 
-python docs/screenshot.py demo-run/report.html docs/report.png [--height 1500]
+python scripts/screenshot.py demo-run/report.html docs/report.png [--height 1500]
 """
 
 import argparse
@@ -13,6 +13,7 @@ FLAGS = """--headless --no-sandbox --disable-gpu --no-first-run --disable-backgr
 
 
 def main() -> None:
+    """Take the picture."""
     parser = argparse.ArgumentParser()
     parser.add_argument("page", type=Path)
     parser.add_argument("picture", type=Path)
