@@ -389,7 +389,7 @@ def test_gaps_on_disk_are_found(checkpoint: Path, change: Callable[[dict[str, to
     ("device", "words"),
     [
         ({}, "empty"),
-        ({"": "cpu", "model.layers.1": "disk"}, "side by side"),
+        ({"": "cpu", "model.layers.1": "disk"}, "do not overlap"),
         ({"": "meta"}, "holds no numbers"),
         ({"": "nowhere"}, "nowhere"),
         ({"": "cuda:77"}, "cuda:77"),
