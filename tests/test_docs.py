@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import re
 import shlex
-from collections.abc import Callable
+import tempfile
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ import prunelens
 from prunelens.cli.main import app
 from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import is_recipe, parse_recipe
+from prunelens.study.sweep.study_file import read_study
 
 ROOT = Path(__file__).parents[1]
 LANGUAGES = {"sh", "bash", "python", "yaml", "json", "toml", "mermaid", "bibtex"}
@@ -98,6 +99,18 @@ def unknown_keywords(node: ast.Call, aliases: set[str]) -> list[str]:
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values()):
         return []
     return [f"{name}({word.arg}=…)" for word in node.keywords if word.arg and word.arg not in known]
+
+
+def yaml_faults(text: str) -> list[str]:
+    """What is wrong with a recipe or a study."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "block.yaml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            read_study(path) if text.startswith("model:") else parse_recipe(str(path))
+        except PrunelensError as error:
+            return [str(error)]
+    return []
 
 
 def block_faults(text: str) -> list[str]:
@@ -192,6 +205,8 @@ def all_faults(text: str, path: Path) -> list[str]:
             found += [fault for line in lines for fault in command_faults(line)]
         elif fence.language == "python":
             found += python_faults(fence.text)
+        elif fence.language == "yaml":
+            found += yaml_faults(fence.text)
     return found
 
 
@@ -232,13 +247,15 @@ def test_repair_table_is_that_of_the_stored_cells() -> None:
             assert all(abs(float(one) - float(other)) <= 0.51 for one, other in pairs), (drop, repair)
 
 
-def in_readme(old: str, new: str) -> Callable[[], str]:
-    def changed() -> str:
-        text = (ROOT / "README.md").read_text(encoding="utf-8")
-        assert old in text
-        return text.replace(old, new, 1)
-
-    return changed
+@pytest.mark.parametrize("path", docs.DOCUMENTS, ids=lambda path: path.name)
+def test_a_changed_digit_is_found(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for fence in docs.fences(text):
+        if docs.MARKED.match(fence.before):
+            lines = text.split("\n")
+            at = next(fence.start + 1 + index for index, line in enumerate(fence.lines) if re.search(r"\d", line))
+            lines[at] = re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), lines[at], count=1)
+            assert block_faults("\n".join(lines)), fence.text
 
 
 @pytest.mark.parametrize(
@@ -255,6 +272,8 @@ def in_readme(old: str, new: str) -> Callable[[], str]:
         ("```python\nimport prunelens as pl\npl.prune('a', 'b', 'c', calibrate='d')\n```", "calibrate"),
         ("```python\nfrom prunelens import nothing\n```", "nothing"),
         ("```python\nx = (\n```", "never closed"),
+        ("```yaml\nmodel: a\nrecipes: [drop-mlp:1]\nseed: [1]\n```", "seeds"),
+        ("```yaml\nsteps: [{method: wanda, sparsety: 0.5}]\n```", "sparsity"),
         ("[x](nowhere.md)", "no such file"),
         ("[x](docs/theory.md#nowhere)", "no such heading"),
         ("`models/nowhere.py`", "nowhere"),
