@@ -25,7 +25,8 @@ from prunelens.models.loading import Model, wrap
 from prunelens.models.repair_files import KEY, REPAIRS
 from prunelens.models.repairs import Repair
 from prunelens.models.surgery import Drop, dropped
-from prunelens.pruning.apply import Calibration, Pruned, apply
+from prunelens.pruning.apply import apply
+from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.compare import compare
 from prunelens.study.prune import NEEDS_US, prune

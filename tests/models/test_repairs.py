@@ -20,7 +20,8 @@ from prunelens.models.streams import BlockPass, watched_blocks
 from prunelens.models.surgery import Drop, dropped, kept_weights, num_parameters, remove
 from prunelens.models.taps import input_tensor
 from prunelens.models.twin import set_weight, twin_of
-from prunelens.pruning.apply import Calibration, apply
+from prunelens.pruning.apply import apply
+from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import parse_recipe
 
 KINDS = ("attention", "mlp", "block")

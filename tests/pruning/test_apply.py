@@ -13,8 +13,9 @@ from prunelens.models.export import export
 from prunelens.models.loading import Model, wrap
 from prunelens.models.repairs import Repair, installed_repairs
 from prunelens.models.surgery import Drop, dropped, num_parameters
-from prunelens.pruning.apply import Calibration, apply, check_recipe
+from prunelens.pruning.apply import apply, check_recipe
 from prunelens.pruning.importance import rank_redundancy
+from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import parse_recipe
 
 TEXTS = [

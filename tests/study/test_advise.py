@@ -24,14 +24,13 @@ from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, wrap
 from prunelens.models.surgery import NOTHING, Drop
 from prunelens.models.variant import Variant
-from prunelens.pruning.importance import choose, rank_redundancy
+from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.report.advice_page import render_advice
 from prunelens.report.again import render_again
 from prunelens.study.advice import Advice
 from prunelens.study.advise import advise
 from prunelens.study.bench import Bench, TaskSettings
-from prunelens.study.deployment import loads_where
 from prunelens.study.held_out import NUM_RANDOM, compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
 from prunelens.study.ledger import Ledger, OutOfTimeError
 from prunelens.study.search import (
@@ -261,9 +260,9 @@ def test_a_drop_becomes_a_recipe_and_comes_back(attention: frozenset[int], mlp: 
         assert text == ""
         return
     recipe = parse_recipe(text)
-    (step,) = recipe.steps
+    (step,) = recipe.drops
     assert str(recipe) == text
-    assert choose(step, SHARED, None, NOTHING) == drop
+    assert step.choose(SHARED, None, NOTHING) == drop
 
 
 SHARED = tiny_model()
@@ -382,8 +381,8 @@ def test_drops_take_the_least_damage_per_byte(
     assert [one.size for one in search.tried[::2]] == list(range(1, len(recipes) + 1))
     assert len(recipes) == {(): 7, (1, 2): 2, (2, 4, 5): 5, (3, 4): 4, (1, 3, 5, 7): 7}[failing]
     for plain, repaired in zip(search.tried[::2], search.tried[1::2], strict=True):
-        (step,) = parse_recipe(plain.recipe).steps
-        assert plain.kl == pytest.approx(cost_of(choose(step, search.dense, None, NOTHING)))
+        (step,) = parse_recipe(plain.recipe).drops
+        assert plain.kl == pytest.approx(cost_of(step.choose(search.dense, None, NOTHING)))
         assert (plain.family, repaired.family) == ("drops", "repaired drops")
         assert repaired.kl == len(repaired.recipe)
 
@@ -518,6 +517,10 @@ def test_kl_by_prompt_equals_its_definition() -> None:
                 log_p, log_q = (one(ids).logits[0].log_softmax(-1) for one in (dense.network, network))
             steps = (log_p.exp() * (log_p - log_q)).sum(-1)[len(text.prompt_ids) - 1 : -1]
             assert value == pytest.approx(steps.mean().item(), rel=1e-9)
+
+
+def loads_where(recipe: str, model: Model) -> str:
+    return parse_recipe(recipe).loads_where(model)
 
 
 def test_where_a_recipe_loads() -> None:

@@ -23,8 +23,9 @@ from conftest import COMMON, tiny_network, tiny_tokenizer, words
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, load
 from prunelens.models.surgery import num_parameters
-from prunelens.pruning.apply import Calibration, Pruned, apply
+from prunelens.pruning.apply import apply
 from prunelens.pruning.calibration import read_calibration
+from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.card import model_card
 from prunelens.study.compare import compare

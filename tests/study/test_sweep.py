@@ -23,7 +23,8 @@ import scipy.stats
 from conftest import text_network, text_tokenizer
 from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.pruning.steps import DROPS, MASKS
+from prunelens.pruning.steps.drop import DROPS
+from prunelens.pruning.steps.mask import MASKS
 from prunelens.report.again import render_again
 from prunelens.report.sweep_page import render_sweep
 from prunelens.study.cells import CELL

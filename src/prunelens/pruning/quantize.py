@@ -14,7 +14,7 @@ from prunelens.models.opening import quiet
 from prunelens.models.probe import probe_ids
 from prunelens.models.taps import decoder_of, run_decoder
 from prunelens.pruning.matrices import find_weights
-from prunelens.pruning.steps import Format
+from prunelens.pruning.values import Format
 
 GROUP = 32
 """Numbers that share a scale in int4; in int8 a whole row shares one."""

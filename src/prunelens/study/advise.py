@@ -14,15 +14,13 @@ from prunelens.errors import LARGEST, PrunelensError, check_real, check_seed, ne
 from prunelens.models.folders import check_apart
 from prunelens.models.loading import Model, load
 from prunelens.models.surgery import Drop
-from prunelens.pruning.importance import Ranking, choose, rank_redundancy
+from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.pruning.steps import Step
 from prunelens.reading import checked_path
 from prunelens.study.advice import ADVICE, SCHEMAS, Advice
 from prunelens.study.bench import Bench, TaskSettings
 from prunelens.study.calibration_texts import own_texts
 from prunelens.study.claims import Claim, claimed
-from prunelens.study.deployment import loads_where
 from prunelens.study.held_out import compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
 from prunelens.study.ledger import Ledger, OutOfTimeError
 from prunelens.study.record import describe_model
@@ -260,9 +258,8 @@ class _Advising:
         drops = [one for one in strongest(search.tried) if one.family in ("drops", REPAIRED)]
         first = [one for one in search.tried if one.family == "drops"]
         for one in (*([chosen] if chosen is not None else []), *drops[:1], *first[:1]):
-            step = parse_recipe(one.recipe).steps[0]
-            if isinstance(step, Step):
-                return choose(step, self.model, None, Drop())
+            for step in parse_recipe(one.recipe).drops:
+                return step.choose(self.model, None, Drop())
         return None
 
     def _held_out_kl(
@@ -330,7 +327,9 @@ class _Advising:
         return judged
 
     def _described(self, tried: Tried | None) -> dict[str, Any] | None:
-        return tried.row() | {"loads": loads_where(tried.recipe, self.model)} if tried is not None else None
+        return (
+            tried.row() | {"loads": parse_recipe(tried.recipe).loads_where(self.model)} if tried is not None else None
+        )
 
     def _write(self, run: Run) -> Advice:
         from prunelens.report.advice_page import render_advice

@@ -7,8 +7,8 @@ from pathlib import Path
 from prunelens.models.loading import Model
 from prunelens.models.surgery import Drop
 from prunelens.models.variant import Variant
-from prunelens.pruning.apply import Pruned
 from prunelens.pruning.importance import rank_redundancy
+from prunelens.pruning.pruned import Pruned
 from prunelens.study.calibration_texts import calibrate
 from prunelens.study.candidates import Candidate, Compressible, apply_recipes, open_candidates
 from prunelens.study.settings import Reporter, silent

@@ -13,8 +13,8 @@ from pathlib import Path
 from prunelens.errors import PrunelensError
 from prunelens.models.cache import cache_dir, write_whole
 from prunelens.models.loading import Model
-from prunelens.pruning.apply import Calibration
 from prunelens.pruning.calibration import read_calibration
+from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import Recipe
 from prunelens.reading import read_json
 from prunelens.study.settings import Reporter, Settings

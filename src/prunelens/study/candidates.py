@@ -9,9 +9,10 @@ from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model, load
 from prunelens.models.surgery import num_parameters
 from prunelens.models.variant import Variant
-from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
+from prunelens.pruning.apply import apply, check_recipe
 from prunelens.pruning.importance import Ranking
 from prunelens.pruning.matrices import zero_share
+from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
 from prunelens.study.settings import Reporter
 

@@ -12,9 +12,9 @@ import torch
 from prunelens.errors import PrunelensError
 from prunelens.models.folders import new_folder
 from prunelens.models.loading import Model, load
-from prunelens.pruning.apply import Calibration
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
+from prunelens.pruning.pruned import Calibration
 from prunelens.reading import read_json
 from prunelens.study.bench import Bench
 from prunelens.study.calibration_texts import own_texts, with_repair_texts

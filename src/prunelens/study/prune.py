@@ -16,10 +16,11 @@ from prunelens.models.reopening import checked_difference, logits_of, logits_on_
 from prunelens.models.repair_files import REPAIRS
 from prunelens.models.surgery import dropped, num_parameters
 from prunelens.models.twin import named_owners, set_weight, twin_of
-from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
+from prunelens.pruning.apply import apply, check_recipe
 from prunelens.pruning.matrices import zero_share
+from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import Recipe, parse_recipe
-from prunelens.pruning.steps import QuantizeStep
+from prunelens.pruning.steps.quantize import QuantizeStep
 from prunelens.study.calibration_texts import calibrate
 from prunelens.study.card import model_card
 from prunelens.study.result import Comparison
@@ -109,7 +110,7 @@ def _pruned(
 ) -> PruneResult:
     findings, reported, about = _findings(run, recipe, model, calibration)
     texts = calibrate([recipe], model, calibration, reporter, reported)
-    quantized = _quantize_step(recipe)
+    quantized = recipe.quantize
     plain = _unquantized(recipe, model, texts, seed, reporter)
     sparsities = plain.zero_share, zero_share(model.anatomy.blocks)
     stored = _as_stored(plain)
@@ -161,7 +162,7 @@ def check_request(recipe: Recipe, target: Path, layout: str) -> None:
     probe_target(target, is_export, WHAT)
     if layout not in LAYOUTS:
         raise PrunelensError(f"expected a --format of {' or '.join(LAYOUTS)}, found {layout!r}")
-    if layout != LAYOUTS[0] and _quantize_step(recipe):
+    if layout != LAYOUTS[0] and recipe.quantize:
         raise PrunelensError(f"--format {layout} cannot hold quantised weights; leave one of the two out")
     if layout != LAYOUTS[0] and recipe.repair is not None and recipe.repair.fit != "folded":
         raise PrunelensError(
@@ -184,7 +185,7 @@ def _check_dense(model: Model) -> None:
 
 def _unquantized(recipe: Recipe, model: Model, texts: Calibration, seed: int, reporter: Reporter) -> Pruned:
     """The model after all steps but that to fewer bits."""
-    steps = tuple(step for step in recipe.steps if not isinstance(step, QuantizeStep))
+    steps = tuple(step for step in recipe.steps if step is not recipe.quantize)
     if not steps:
         return Pruned(model, model)
     return apply(Recipe(steps=steps), model, texts, reporter=reporter, seed=seed)
@@ -199,10 +200,6 @@ def _as_stored(pruned: Pruned) -> Pruned:
 def _num_taken_in(pruned: Pruned, carried: Iterable[int]) -> int:
     """Numbers of the maps of cut blocks that a parameter of another sublayer carries."""
     return sum(pruned.repairs[index].num_parameters for index in carried if pruned.repairs[index].kind == "block")
-
-
-def _quantize_step(recipe: Recipe) -> QuantizeStep | None:
-    return next((step for step in recipe.steps if isinstance(step, QuantizeStep)), None)
 
 
 class _Quantizer:

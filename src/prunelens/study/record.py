@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from prunelens.models.loading import Model
-from prunelens.pruning.apply import Pruned
 from prunelens.pruning.importance import Ranking
+from prunelens.pruning.pruned import Pruned
 from prunelens.study.candidates import Candidate
 from prunelens.study.rows import column, rows_of
 from prunelens.study.schemas import STAT_COLUMNS

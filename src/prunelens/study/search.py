@@ -7,7 +7,8 @@ from typing import Any
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model
 from prunelens.models.surgery import NOTHING, Drop, num_parameters
-from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
+from prunelens.pruning.apply import apply, check_recipe
+from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.bench import Bench, Found
 from prunelens.study.calibration_texts import with_repair_texts

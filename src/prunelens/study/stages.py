@@ -12,8 +12,8 @@ from torch import Tensor
 
 from prunelens.errors import PrunelensError
 from prunelens.models.loading import Model
-from prunelens.pruning.apply import Calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
+from prunelens.pruning.pruned import Calibration
 from prunelens.spaces.head import Pair, stream_pairs
 from prunelens.spaces.survival import common_prefix
 from prunelens.study.calibration_texts import with_repair_texts

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import Recipe, parse_recipe
-from prunelens.pruning.steps import DROPS, MASKS, MaskStep, QuantizeStep
+from prunelens.pruning.steps.drop import DROPS
+from prunelens.pruning.steps.mask import MASKS
 from prunelens.study.cells import cell_folder, read_cell, read_parts
 from prunelens.study.forecasts import alike, calibration
 from prunelens.study.scores import score_rows
@@ -145,16 +146,11 @@ def _kind(recipe: Recipe) -> dict[str, str]:
     step, repair = recipe.steps[0], recipe.repair
     if repair is not None and len(recipe.steps) == 2:
         drop = _kind(Recipe(steps=(step,)))
-        return drop | {"kind": f"{drop['kind']} + {str(repair).partition(':')[2]}"}
+        return drop | {"kind": f"{drop['kind']} + {repair.describe()[1]}"}
     if len(recipe.steps) > 1:
         return {"kind": "sum", "strength": str(recipe)}
-    if isinstance(step, MaskStep):
-        strength = str(step).partition(":")[2]
-        return {"kind": f"{step.method} n:m" if ":" in strength else step.method, "strength": strength}
-    if isinstance(step, QuantizeStep):
-        return {"kind": "quantize", "strength": step.to}
-    name, _, strength = str(step).replace("@", ":").partition(":")
-    return {"kind": name, "strength": strength}
+    kind, strength = step.describe()
+    return {"kind": kind, "strength": strength}
 
 
 def is_drop(kind: str) -> bool:
