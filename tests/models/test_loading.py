@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 
 import prunelens
 from conftest import VOCAB_SIZE, tiny_network, tiny_tokenizer
+from prunelens import cache as cached
 from prunelens.errors import PrunelensError
-from prunelens.models import builtin, loading
-from prunelens.models import cache as cached
-from prunelens.models.loading import Model, load, wrap
+from prunelens.models.model import Model
+from prunelens.models.opening import builtin, loading
+from prunelens.models.opening.loading import load, wrap
 
 IDS = torch.tensor([[3, 14, 15, 92, 6], [5, 35, 8, 9, 79]])
 

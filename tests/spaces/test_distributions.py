@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import oracle
 from conftest import assert_stats
-from prunelens.spaces.distributions import PairedRows, pair_stats, top_ids
+from prunelens.metrics.distributions import PairedRows, pair_stats, top_ids
 
 CASES = [
     (97, 1.0, 0.3),

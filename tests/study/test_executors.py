@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from prunelens.errors import PrunelensError
-from prunelens.study.executors import EXECUTORS, LOST_JOB, LOST_SETUP, MAX_ATTEMPTS, Outcome, run_local, run_ray
+from prunelens.study.sweep.executors import EXECUTORS, LOST_JOB, LOST_SETUP, MAX_ATTEMPTS, Outcome, run_local, run_ray
 
 Run = Callable[..., Iterator[Outcome]]
 PATIENCE = 60.0

@@ -1,10 +1,10 @@
 """Apply a recipe to a model: its steps from left to right, each on the model as changed so far."""
 
 from prunelens.errors import PrunelensError, shown
-from prunelens.models.loading import Model
-from prunelens.models.repairs import installed_repairs
+from prunelens.models.model import Model
 from prunelens.models.sizes import is_quantized
-from prunelens.models.twin import twin_of
+from prunelens.models.surgery.repairs import installed_repairs
+from prunelens.models.surgery.shared_copy import twin_of
 from prunelens.pruning.checks import check_left, check_parts
 from prunelens.pruning.importance import Ranking
 from prunelens.pruning.matrices import find_weights

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from prunelens.errors import PrunelensError, check_keys, cut, shown
-from prunelens.models.loading import Model
+from prunelens.models.model import Model
 from prunelens.models.texts import text_ids
 from prunelens.reading import parse_json, read_array, read_lines, read_text
 

@@ -1,8 +1,8 @@
 """Whether a model has the parts that a recipe takes out, and something is left of it then."""
 
 from prunelens.errors import PrunelensError, shown
-from prunelens.models.loading import Model
-from prunelens.models.surgery import Drop
+from prunelens.models.model import Model
+from prunelens.models.surgery.drop import Drop
 from prunelens.pruning.importance import Key
 from prunelens.pruning.recipe import Recipe
 from prunelens.pruning.steps.drop import DropStep

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from prunelens.errors import PrunelensError
-from prunelens.models.surgery import Drop
+from prunelens.models.surgery.drop import Drop
 from prunelens.pruning.importance import Key, Ranking
 
 

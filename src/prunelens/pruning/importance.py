@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunelens.models.anatomy.hooks import decoder_of, run_decoder
+from prunelens.models.anatomy.streams import BlockPass, watched_blocks
 from prunelens.models.batches import pad_right, plan_batches, with_tokens
-from prunelens.models.loading import Model
-from prunelens.models.streams import BlockPass, watched_blocks
-from prunelens.models.taps import decoder_of, run_decoder
+from prunelens.models.model import Model
 from prunelens.pruning.calling import part_score
 from prunelens.pruning.methods import COSINE, Method, PartStates
 from prunelens.pruning.plugins import find_ranking

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from prunelens.models.experts import num_dropped_parameters
-from prunelens.models.loading import Model
-from prunelens.models.repairs import Repair
+from prunelens.models.model import Model
 from prunelens.models.sizes import is_quantized, tensor_bytes
-from prunelens.models.surgery import NOTHING, Drop, kept_weights, num_parameters, remove
-from prunelens.models.twin import twin_of
-from prunelens.models.variant import Variant
+from prunelens.models.surgery.drop import NOTHING, Drop, kept_weights, num_parameters, remove
+from prunelens.models.surgery.experts import num_dropped_parameters
+from prunelens.models.surgery.repairs import Repair
+from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.variant import Variant
 from prunelens.pruning.head_metric import head_metric
 from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.pruning.matrices import zero_share

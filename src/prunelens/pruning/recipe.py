@@ -33,7 +33,7 @@ from prunelens.pruning.steps.repair import RepairStep
 from prunelens.reading import checked_path, is_directory, is_file, read_yaml
 
 if TYPE_CHECKING:
-    from prunelens.models.loading import Model
+    from prunelens.models.model import Model
 
 SYNTAX = (
     f"a recipe is METHOD:COUNT or METHOD@INDEX,INDEX with METHOD one of {', '.join(DROPS)}; or one of "

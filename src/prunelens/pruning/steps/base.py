@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from prunelens.errors import shown
 
 if TYPE_CHECKING:
-    from prunelens.models.loading import Model
+    from prunelens.models.model import Model
     from prunelens.pruning.pruned import Pruned, StepInputs
 
 

@@ -13,8 +13,8 @@ from prunelens.pruning.plugins import find_ranking, is_outside
 from prunelens.pruning.steps.base import BaseStep, number, words
 
 if TYPE_CHECKING:
-    from prunelens.models.loading import Model
-    from prunelens.models.surgery import Drop
+    from prunelens.models.model import Model
+    from prunelens.models.surgery.drop import Drop
     from prunelens.pruning.importance import Ranking
     from prunelens.pruning.pruned import Pruned, StepInputs
 
@@ -175,7 +175,7 @@ class DropStep(BaseStep):
         return replace(pruned, drop=pruned.drop | self.choose(pruned.dense, ranking, pruned.drop))
 
     def _one_by_one(self, pruned: "Pruned", inputs: "StepInputs") -> "Drop":
-        from prunelens.models.surgery import dropped
+        from prunelens.models.surgery.drop import dropped
         from prunelens.pruning.importance import rank_redundancy
 
         assert self.count is not None
@@ -198,9 +198,9 @@ class DropStep(BaseStep):
         """Whether the layout of `prune --format nemotron-nas` can express these named drops."""
         import copy
 
-        from prunelens.models.nemotron_nas import check as check_nemotron_nas
-        from prunelens.models.record import KEY, record_of
-        from prunelens.models.surgery import Drop
+        from prunelens.models.opening.record import KEY, record_of
+        from prunelens.models.saving.nemotron_nas import check as check_nemotron_nas
+        from prunelens.models.surgery.drop import Drop
 
         if self.at is None:
             return False

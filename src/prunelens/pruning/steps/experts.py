@@ -9,7 +9,7 @@ from pydantic import StrictBool, StrictFloat, field_validator
 from prunelens.pruning.steps.base import BaseStep, decimal, number, words
 
 if TYPE_CHECKING:
-    from prunelens.models.loading import Model
+    from prunelens.models.model import Model
     from prunelens.pruning.pruned import Pruned, StepInputs
 
 
@@ -51,16 +51,16 @@ class ExpertStep(BaseStep):
 
     def check(self, model: "Model", recipe: str) -> None:
         """There are mixtures, and their routers can do with what is left."""
-        from prunelens.models.mixtures import find_mixtures
+        from prunelens.models.surgery.mixtures import find_mixtures
         from prunelens.pruning.expert_scores import choose_experts
 
         choose_experts(find_mixtures(model), self.fraction, None)
 
     def apply(self, pruned: "Pruned", inputs: "StepInputs") -> "Pruned":
         """The routers pass the dropped experts over."""
-        from prunelens.models.experts import mask_experts
-        from prunelens.models.mixtures import find_mixtures
-        from prunelens.models.surgery import dropped
+        from prunelens.models.surgery.drop import dropped
+        from prunelens.models.surgery.experts import mask_experts
+        from prunelens.models.surgery.mixtures import find_mixtures
         from prunelens.pruning.expert_scores import choose_experts, score_experts
 
         pruned, texts = pruned.with_own_weights(inputs.recipe), inputs.calibration.texts

@@ -14,7 +14,7 @@ from prunelens.pruning.steps.base import BaseStep, decimal
 from prunelens.pruning.values import Pattern
 
 if TYPE_CHECKING:
-    from prunelens.models.loading import Model
+    from prunelens.models.model import Model
     from prunelens.pruning.pruned import Pruned, StepInputs
 
 MASKS = (*built_in("mask"), SPARSEGPT)

@@ -8,7 +8,7 @@ from prunelens.pruning.steps.base import BaseStep
 from prunelens.pruning.values import Format
 
 if TYPE_CHECKING:
-    from prunelens.models.loading import Model
+    from prunelens.models.model import Model
     from prunelens.pruning.pruned import Pruned, StepInputs
 
 

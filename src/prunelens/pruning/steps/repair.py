@@ -12,7 +12,7 @@ from prunelens.pruning.steps.base import BaseStep, words
 from prunelens.pruning.values import Fit, RepairForm
 
 if TYPE_CHECKING:
-    from prunelens.models.loading import Model
+    from prunelens.models.model import Model
     from prunelens.pruning.pruned import Pruned, StepInputs
 
 FITS: tuple[Fit, ...] = get_args(Fit)
