@@ -297,7 +297,7 @@ def judging(search: Search, keeps: Callable[[str], bool]) -> list[str]:
         search.tried.append(found)
         return found
 
-    search._judge = judge  # type: ignore[method-assign]
+    search.judge = judge  # type: ignore[method-assign]
     return asked
 
 
@@ -434,11 +434,11 @@ def test_a_format_that_cannot_be_made_is_a_note(search: Search, monkeypatch: pyt
 
 
 def test_a_judgement_is_kept_in_the_ledger(search: Search) -> None:
-    first = search._judge("drop-mlp@1", "drops", 1.0)
+    first = search.judge("drop-mlp@1", "drops", 1.0)
     assert search.tried == [first]
     count = search.ledger.asked
     search.ledger.allow(0.0)
-    assert search._judge("drop-mlp@1", "drops", 1.0) == first
+    assert search.judge("drop-mlp@1", "drops", 1.0) == first
     assert search.ledger.asked == count
     whole = sum(weight.numel() for weight in search.dense.network.parameters())
     assert first.parameters_saved == pytest.approx(parameters(search.dense, ("mlp", 1)) / whole)

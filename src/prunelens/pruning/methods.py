@@ -79,6 +79,24 @@ class Method:
     per: str = "row"
     source: Source | None = None
 
+    @property
+    def reference(self) -> "Reference | None":
+        """What another process finds it by; None for one that prunelens brings along."""
+        return Reference(self.kind, self.name, self.source) if self.source is not None else None
+
+    def record(self) -> dict[str, Any]:
+        """For run.json and config.json: its name, and what tells versions of it apart."""
+        return {"name": self.name, "kind": self.kind} | (self.source.record() if self.source else {})
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A method from outside without its function, which cannot always be sent to another process."""
+
+    kind: Kind
+    name: str
+    source: Source
+
 
 _METHODS: dict[tuple[str, str], Method] = {}
 Function = TypeVar("Function", bound=Callable[..., Any])

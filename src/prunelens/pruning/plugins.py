@@ -16,7 +16,7 @@ from types import ModuleType
 from prunelens.errors import PrunelensError, nearest, one_line, shown
 from prunelens.pruning import methods
 from prunelens.pruning.faults import fault_in, is_stop
-from prunelens.pruning.methods import Kind, Method, method_named, registered
+from prunelens.pruning.methods import Kind, Method, Reference, method_named, registered
 from prunelens.reading import checked_path, read_bytes
 
 GROUP = "prunelens.methods"
@@ -60,6 +60,46 @@ def load_plugin(path: str | Path) -> None:
         )
 
 
+def load_again(references: Iterable[Reference]) -> None:
+    """Make what another process uses known in this one: a package or module is imported, a file is run.
+
+    Raises:
+        PrunelensError: it is not there, it fails, or it has changed meanwhile.
+    """
+    for wanted in references:
+        if _is_here(wanted):
+            continue
+        if wanted.source.distribution is not None:
+            _find(wanted.kind, wanted.name)
+        else:
+            with suppress(ImportError):
+                importlib.import_module(wanted.source.module)
+            if method_named(wanted.kind, wanted.name) is None:
+                load_plugin(wanted.source.file)
+        if not _is_here(wanted):
+            place = one_line(wanted.source.file)
+            raise PrunelensError(f"{place} has changed since its method {wanted.name} was loaded; start again")
+
+
+def check_loadable(references: Iterable[Reference]) -> None:
+    """Refuse methods that another process could not find.
+
+    Raises:
+        PrunelensError: one that was written into a notebook or a prompt.
+    """
+    for wanted in references:
+        if not wanted.source.is_file:
+            raise PrunelensError(
+                f"expected the {wanted.kind} {wanted.name} in a file, so that workers can load it, found it in "
+                f"{one_line(wanted.source.file)}; put it into a .py file and import that"
+            )
+
+
+def _is_here(wanted: Reference) -> bool:
+    found = method_named(wanted.kind, wanted.name)
+    return found is not None and found.source is not None and found.source.sha256 == wanted.source.sha256
+
+
 def _run(place: Path, text: bytes) -> None:
     module = ModuleType(f"prunelens_plugin_{place.stem}")
     module.__file__ = str(place)
@@ -79,7 +119,8 @@ def _all() -> tuple[Method, ...]:
 def known(kind: Kind) -> tuple[str, ...]:
     """The names of all methods of a kind, with those that installed packages offer."""
     names = [method.name for method in registered(kind)]
-    return tuple(dict.fromkeys([*names, *(point.name for point in _entry_points())]))
+    loaded = [method.name for method in _all()]
+    return tuple(dict.fromkeys([*names, *(point.name for point in _entry_points() if point.name not in loaded)]))
 
 
 def outside(kind: Kind) -> tuple[Method, ...]:
@@ -92,10 +133,9 @@ def is_known(kind: Kind, name: str) -> bool:
     return method_named(kind, name) is not None or any(point.name == name for point in _entry_points())
 
 
-def is_outside(kind: Kind, name: str) -> bool:
-    """Whether a method is one that prunelens does not bring along."""
-    found = method_named(kind, name)
-    return found is not None and found.source is not None
+def from_outside(kind: Kind, name: str | None) -> tuple[Method, ...]:
+    """The method of that name, if it is one that prunelens does not bring along."""
+    return tuple(method for method in outside(kind) if method.name == name)
 
 
 def find_mask(name: str) -> Method:

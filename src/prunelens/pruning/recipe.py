@@ -1,10 +1,11 @@
 """What to take out of a model, as one short string or a YAML document; both parse to the same `Recipe`.
 
 drop-attention:8            the 8 most redundant attention sublayers; ,iterative ranks anew after each
+drop-attention:8,by=NAME    by a ranking of one's own instead of the cosine
 drop-mlp@3,17               exactly these
 drop-sublayers:8            attention and MLP ranked together; @a25,m3 names them
 drop-block:4,consecutive    the most redundant run of 4 blocks
-magnitude:0.5               half of each matrix of the blocks becomes zero (also wanda, sparsegpt)
+magnitude:0.5               half of each matrix of the blocks becomes zero (also wanda, sparsegpt, or one's own)
 wanda:2:4                   2 zeros among each 4 consecutive inputs
 drop-attention:4+repair:linear       what a linear map of their inputs can put back of four attentions
 repair:bias, repair:folded           their mean; a map that the weights before the cut carry
@@ -24,10 +25,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prunelens.errors import PrunelensError, check_keys, nearest, one_line, shown
+from prunelens.pruning.methods import Method, Reference
 from prunelens.pruning.steps.base import BaseStep
 from prunelens.pruning.steps.drop import DROPS, DropStep
 from prunelens.pruning.steps.known import TAGS, AnyStep, kind_of, known_methods
-from prunelens.pruning.steps.mask import MASKS
+from prunelens.pruning.steps.mask import MaskStep
 from prunelens.pruning.steps.quantize import QuantizeStep
 from prunelens.pruning.steps.repair import RepairStep
 from prunelens.reading import checked_path, is_directory, is_file, read_yaml
@@ -35,11 +37,6 @@ from prunelens.reading import checked_path, is_directory, is_file, read_yaml
 if TYPE_CHECKING:
     from prunelens.models.model import Model
 
-SYNTAX = (
-    f"a recipe is METHOD:COUNT or METHOD@INDEX,INDEX with METHOD one of {', '.join(DROPS)}; or one of "
-    f"{', '.join(MASKS)} with :0.5 or :2:4; or repair:bias, repair:linear, repair:folded after drops; or "
-    "drop-experts:0.25, quantize:int8, quantize:int4; or a sum with +"
-)
 Kind = TypeVar("Kind", bound=BaseStep)
 MAX_STEPS = 64
 MAX_RECIPE = 100_000
@@ -110,9 +107,34 @@ class Recipe(BaseModel):
         """Whether anything is measured on calibration texts."""
         return any(step.needs_calibration for step in self.steps)
 
+    @property
+    def outside_methods(self) -> tuple[Method, ...]:
+        """The methods from outside that its steps use, each once."""
+        return tuple(dict.fromkeys(method for step in self.steps for method in step.outside_methods))
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """What another process finds those methods by."""
+        return tuple(method.reference for method in self.outside_methods if method.reference is not None)
+
+    @property
+    def made_with(self) -> dict[str, list[dict[str, Any]]]:
+        """Those methods as records under `methods`; nothing where there are none."""
+        records = [method.record() for method in self.outside_methods]
+        return {"methods": records} if records else {}
+
     def loads_where(self, model: "Model") -> str:
         """Where a checkpoint of the recipe loads, and whether it is smaller there."""
         return "; ".join(step.loads_where(model, self.steps) for step in self.steps)
+
+
+def syntax() -> str:
+    """What a recipe may be, in a sentence."""
+    return (
+        f"a recipe is METHOD:COUNT or METHOD@INDEX,INDEX with METHOD one of {', '.join(DROPS)}; or one of "
+        f"{', '.join(MaskStep.methods())} with :0.5 or :2:4; or repair:bias, repair:linear, repair:folded after drops; "
+        "or drop-experts:0.25, quantize:int8, quantize:int4; or a sum with +"
+    )
 
 
 def is_recipe(text: str) -> bool:
@@ -149,14 +171,14 @@ def _parse_step(part: str, text: str) -> BaseStep:
     kind = kind_of(match[1]) if match is not None else None
     if match is None or kind is None:
         _check_method(part.strip(), text)
-        raise PrunelensError(f"expected a recipe or a model, found {shown(text)}; {SYNTAX}")
+        raise PrunelensError(f"expected a recipe or a model, found {shown(text)}; {syntax()}")
     method, sign, rest = match[1], match[2], match[3]
     if sign == "@" and not kind.takes_indices:
-        raise PrunelensError(f"expected {method}:…, found {shown(part.strip())}; {SYNTAX}")
+        raise PrunelensError(f"expected {method}:…, found {shown(part.strip())}; {syntax()}")
     try:
         values = kind.values(method, sign, rest, part)
     except ValueError as error:
-        raise PrunelensError(f"{error}; {SYNTAX}") from error
+        raise PrunelensError(f"{error}; {syntax()}") from error
     step: BaseStep = _validated(kind.model_validate, values, shown(text))
     return step
 
@@ -205,4 +227,4 @@ def _validated(validate: Callable[[Any], Any], values: dict[str, Any], name: str
         first = error.errors(include_input=False)[0]
         where = ".".join(str(item) for item in first["loc"] if item not in TAGS)
         reason = first["msg"].removeprefix("Value error, ")
-        raise PrunelensError(f"recipe {name}: {where + ': ' if where else ''}{reason}; {SYNTAX}") from error
+        raise PrunelensError(f"recipe {name}: {where + ': ' if where else ''}{reason}; {syntax()}") from error

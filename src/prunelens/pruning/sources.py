@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,6 @@ class Source:
     def of_package(self, distribution: metadata.Distribution) -> "Source":
         """The same, found through an installed package."""
         return replace(self, distribution=distribution.name, version=distribution.version)
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it by name."""
-        return asdict(self)
 
 
 def source_of(function: Callable[..., Any]) -> Source:

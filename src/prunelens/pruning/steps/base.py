@@ -10,6 +10,7 @@ from prunelens.errors import shown
 
 if TYPE_CHECKING:
     from prunelens.models.model import Model
+    from prunelens.pruning.methods import Method
     from prunelens.pruning.pruned import Pruned, StepInputs
 
 
@@ -76,8 +77,8 @@ class BaseStep(BaseModel):
         return True
 
     @property
-    def outside_methods(self) -> tuple[tuple[str, str], ...]:
-        """(mask or ranking, name) of the methods it uses that prunelens does not bring along."""
+    def outside_methods(self) -> "tuple[Method, ...]":
+        """The methods it uses that prunelens does not bring along."""
         return ()
 
     def check(self, model: "Model", recipe: str) -> None:

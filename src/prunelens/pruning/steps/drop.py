@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from pydantic import StrictBool, StrictInt, StrictStr, field_validator, model_validator
 
 from prunelens.errors import PrunelensError, cut, shown
-from prunelens.pruning.methods import COSINE
-from prunelens.pruning.plugins import find_ranking, is_outside
+from prunelens.pruning.methods import COSINE, Method
+from prunelens.pruning.plugins import find_ranking, from_outside
 from prunelens.pruning.steps.base import BaseStep, number, words
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class DropStep(BaseStep):
         return {
             "method": method,
             **number(items[0], r"[0-9]{1,6}", "count", example, part),
-            **words(others, WORDS, example, part),
+            **words(others, WORDS, example, part, "consecutive, iterative or by=RANKING"),
             **({"by": named[0]} if named else {}),
         }
 
@@ -142,9 +142,9 @@ class DropStep(BaseStep):
         return self.count is not None
 
     @property
-    def outside_methods(self) -> tuple[tuple[str, str], ...]:
+    def outside_methods(self) -> tuple[Method, ...]:
         """The ranking, where it is not a built-in one."""
-        return (("ranking", self.by),) if self.by is not None and is_outside("ranking", self.by) else ()
+        return from_outside("ranking", self.by)
 
     def choose(self, model: "Model", ranking: "Ranking | None", drop: "Drop") -> "Drop":
         """The parts that it takes out of what is left: those it names, or the most redundant.

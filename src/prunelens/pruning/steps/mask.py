@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import StrictStr, field_validator
 
 from prunelens.errors import shown
-from prunelens.pruning.methods import SPARSEGPT, built_in
-from prunelens.pruning.plugins import find_mask, is_known, is_outside, known
+from prunelens.pruning.methods import SPARSEGPT, Method, built_in
+from prunelens.pruning.plugins import find_mask, from_outside, is_known, known
 from prunelens.pruning.steps.base import BaseStep, decimal
 from prunelens.pruning.values import Pattern
 
@@ -87,9 +87,9 @@ class MaskStep(BaseStep):
         return self.method == SPARSEGPT or find_mask(self.method).reads_inputs
 
     @property
-    def outside_methods(self) -> tuple[tuple[str, str], ...]:
+    def outside_methods(self) -> tuple[Method, ...]:
         """The mask, where it is not a built-in one."""
-        return (("mask", self.method),) if is_outside("mask", self.method) else ()
+        return from_outside("mask", self.method)
 
     def apply(self, pruned: "Pruned", inputs: "StepInputs") -> "Pruned":
         """The matrices of the blocks become sparse, block by block."""

@@ -68,7 +68,9 @@ def describe_candidate(candidate: Candidate, dense: Model) -> dict[str, Any]:
     """What a compressed model is and how it was made."""
     found: dict[str, Any] = {"label": candidate.label} | describe_size(candidate, dense)
     if candidate.pruned is not None:
-        return found | {"recipe": str(candidate.recipe)} | describe_pruned(candidate.pruned)
+        assert candidate.recipe is not None
+        found |= {"recipe": str(candidate.recipe)} | candidate.recipe.made_with
+        return found | describe_pruned(candidate.pruned)
     assert candidate.model is not None
     return found | describe_model(candidate.model)
 

@@ -28,6 +28,7 @@ from prunelens.study.prune.card import model_card
 from prunelens.study.store import open_run, rendered
 
 OTHER_TEXTS = "what was found is of the recipe with --calibration {}, this checkpoint was made with {}"
+OTHER_METHODS = "what was found is of the recipe with another version of a method in it"
 ONLY_TEXT = "{} reads more than text: its other parts are saved unchanged, and only what it makes of text was checked"
 NEEDS_US = f"its repairs lie in {REPAIRS} and are read by prunelens alone; other programs load it without them"
 
@@ -118,6 +119,7 @@ def _pruned(
         layout=layout,
         card=card or "",
         recipe=str(recipe),
+        methods=recipe.made_with.get("methods", []),
         advance=reporter("saving and opening again", NUM_STEPS),
     )
     if fault is not None:
@@ -263,6 +265,9 @@ def _findings(
             theirs, ours = result.info["settings"]["calibration"] or "none", str(calibration or "none")
             differ = theirs != ours and (recipe.needs_calibration or recipe.repair is not None)
             remarks = [OTHER_TEXTS.format(theirs, ours)] if differ else []
+            made = next(one for one in result.info["compressed"] if one["label"] == str(recipe))
+            if made.get("methods", []) != recipe.made_with.get("methods", []):
+                remarks.append(OTHER_METHODS)
             return record, result.tables["prompts"]["text"].to_pylist(), remarks
     known = ", ".join(record["compressed"] for record in result.info["summary"])
     raise PrunelensError(f"expected a run with the recipe {recipe} in {run}, found {known}; run compare with it")

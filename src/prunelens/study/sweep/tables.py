@@ -9,7 +9,8 @@ import pyarrow as pa
 from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import Recipe, parse_recipe
 from prunelens.pruning.steps.drop import DROPS
-from prunelens.pruning.steps.mask import MASKS
+from prunelens.pruning.steps.experts import ExpertStep
+from prunelens.pruning.steps.quantize import QuantizeStep
 from prunelens.study.evaluate.scores import score_rows
 from prunelens.study.evaluate.verdict import judge
 from prunelens.study.store import Run
@@ -89,6 +90,8 @@ SCHEMAS = {
 """The tables of a sweep; a contract with other people's scripts."""
 
 Row = dict[str, Any]
+SUM = "sum"
+"""The kind of a recipe with several steps."""
 
 
 def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dict[str, pa.Table], dict[str, Any]]:
@@ -148,7 +151,7 @@ def _kind(recipe: Recipe) -> dict[str, str]:
         drop = _kind(Recipe(steps=(step,)))
         return drop | {"kind": f"{drop['kind']} + {repair.describe()[1]}"}
     if len(recipe.steps) > 1:
-        return {"kind": "sum", "strength": str(recipe)}
+        return {"kind": SUM, "strength": str(recipe)}
     kind, strength = step.describe()
     return {"kind": kind, "strength": strength}
 
@@ -159,8 +162,8 @@ def is_drop(kind: str) -> bool:
 
 
 def is_mask(kind: str) -> bool:
-    """Whether a kind sets single weights to zero."""
-    return kind.removesuffix(" n:m") in MASKS
+    """Whether a kind sets single weights to zero; masks from outside have names of their own."""
+    return not is_drop(kind) and kind not in (SUM, *ExpertStep.methods(), *QuantizeStep.methods())
 
 
 def _numbers(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Row:
