@@ -102,7 +102,7 @@ _METHODS: dict[tuple[str, str], Method] = {}
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def mask(name: str, per: Literal["row", "matrix"] = "row") -> Callable[[Function], Function]:
+def mask(name: str, per: str = "row") -> Callable[[Function], Function]:
     """Make a function a mask that recipes can name, as in `my-mask:0.5` and `my-mask:2:4`.
 
     The function gets a matrix (rows are outputs, columns inputs) and, if it takes a second argument, the

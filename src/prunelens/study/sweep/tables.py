@@ -136,7 +136,13 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
         "alike": alike(rows),
         "notes": list(notes),
     }
-    return tables, info
+    return tables, info | _made_with(cells)
+
+
+def _made_with(cells: Sequence[Cell]) -> dict[str, Any]:
+    """The methods from outside that the recipes use, each once; nothing where there are none."""
+    methods = dict.fromkeys(method for cell in cells for method in parse_recipe(cell.recipe).outside_methods)
+    return {"methods": [method.record() for method in methods]} if methods else {}
 
 
 def _dense(run: Run | None) -> dict[str, Any]:
