@@ -12,8 +12,8 @@ import torch
 import yaml
 
 import prunelens.cli.main
-from conftest import text_network, text_tokenizer
-from prunelens.api import advise, compare, sweep
+from conftest import text_model, text_network, text_tokenizer
+from prunelens.api import compare, sweep
 from prunelens.errors import PrunelensError
 from prunelens.models.opening.loading import load
 from prunelens.pruning import methods
@@ -24,8 +24,15 @@ from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.report.pages.rerender import render_again
 from prunelens.results import Comparison
+from prunelens.study.advise import advise as advising
+from prunelens.study.advise.answers import Ledger
+from prunelens.study.advise.outside import methods_tried, rank, try_rankings
+from prunelens.study.advise.search import Aim, Search, Tried
+from prunelens.study.compare.settings import silent
+from prunelens.study.evaluate.measure import Bench, TaskSettings
 from prunelens.study.sweep.study_file import cells_of, parse_study
 from prunelens.study.sweep.tables import is_mask
+from prunelens.tasks.suite import parse_tasks
 
 QUICK = {"num_prompts": 2, "max_new_tokens": 4}
 TEXT = "Some text that calibrates, and a little more of it.\n"
@@ -212,11 +219,7 @@ def test_a_cell_is_named_by_the_version_of_its_methods(tiny: Path, plugin: Path)
     for body in (SIZES, "weight.abs() + 0 * inputs.num_tokens", SIZES):
         plugin.write_text(MASK.format(body) + RANKING, encoding="utf-8")
         load_plugin(plugin)
-        document = {
-            "model": str(tiny),
-            "recipes": [{"mine": [0.5]}, "drop-mlp:1,by=deepest", "wanda:0.5"],
-            "tasks": None,
-        }
+        document = {"model": str(tiny), "recipes": recipes, "tasks": None}
         keys.append([cell.key for cell in cells_of(parse_study(document), "fingerprint", "texts")])
     first, edited, again = keys
     assert first == again
@@ -280,18 +283,74 @@ def test_pages_take_an_unknown_mask_for_a_mask() -> None:
 # --- advise -----------------------------------------------------------------------------------------------
 
 
-def test_advice_tries_what_is_there(tiny: Path, plugin: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def search(tmp_path: Path) -> Search:
+    """A search that has not begun, on a model that has only to be ranked."""
+    model = text_model()
+    bench = Bench(model, parse_tasks({"long-generation": ["core_long"]}), TaskSettings(limit=2, subset="search"))
+    texts = [[7, 30, 60, 90, 120], [40, 50]]
+    return Search(
+        model, bench, Aim("long-generation"), Ledger(tmp_path / "answers"), [], lambda: texts, {"of": "m"}, silent
+    )
+
+
+def judging(search: Search, monkeypatch: pytest.MonkeyPatch, keeps: Callable[[str], bool]) -> list[tuple[str, str]]:
+    """Let this judge; (recipe, family) of what it is asked."""
+    asked: list[tuple[str, str]] = []
+
+    def judge(recipe: str, family: str, size: float) -> Tried:
+        asked.append((recipe, family))
+        return Tried(recipe, family, size, 0.0, 0.0, 0.0, 0.0, keeps(recipe), "")
+
+    monkeypatch.setattr(search, "judge", judge)
+    return asked
+
+
+def test_advice_bisects_every_mask(plugin: Path, search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
     load_plugin(plugin)
-    found = advise(str(tiny), "long-generation", tmp_path / "advice", 0.9, limit=2, long_tokens=4)
-    tried = found.tables["tried"].to_pylist()
-    families = {row["family"] for row in tried}
-    assert {"masks", "masks by mine", "drops", "drops by deepest"} <= families
-    ranked = [row["recipe"] for row in tried if row["family"] == "drops by deepest"]
-    assert ranked[0] in ("drop-attention@3", "drop-mlp@3")
-    assert ranked[1] == "drop-sublayers@a3,m3"
-    assert {record["name"] for record in found.info["methods"]} == {"mine", "deepest"}
-    ledger = [json.loads(path.read_text())["question"] for path in (tmp_path / "advice" / "answers").glob("*.json")]
-    asked = [question for question in ledger if question.get("recipe", "").startswith("mine:")]
-    assert asked
-    assert all(question["methods"] == records(plugin)[1:] for question in asked)
-    assert not any("methods" in question for question in ledger if question.get("recipe", "").startswith("wanda:"))
+    asked = judging(search, monkeypatch, lambda recipe: float(recipe.partition(":")[2]) <= 0.3)
+    search.masks()
+    for mask, family in (("wanda", "masks"), ("mine", "masks by mine")):
+        own = [recipe for recipe, found in asked if found == family]
+        assert {f"{mask}:0.3", f"{mask}:0.35"} <= set(own)
+        assert all(recipe.startswith(f"{mask}:") for recipe in own)
+
+
+def test_advice_drops_in_the_order_of_a_ranking(plugin: Path, search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_plugin(plugin)
+    asked = judging(search, monkeypatch, lambda recipe: recipe.count("a") - recipe.count("sublayers") < 3)
+    try_rankings(search)
+    assert {family for _, family in asked} == {"drops by deepest"}
+    recipes = [recipe for recipe, _ in asked]
+    assert recipes[:3] == ["drop-attention@3", "drop-sublayers@a3,m3", "drop-sublayers@a2,a3,m3"]
+    assert all(parse_recipe(recipe).outside_methods == () for recipe in recipes)
+    assert all(Tried(recipe, family, 1.0, 0.0, 0.0, 0.0, 0.0, True, "").is_drop for recipe, family in asked)
+
+
+def test_answers_about_another_version_are_not_taken(plugin: Path, search: Search) -> None:
+    questions = []
+    for body in (SIZES, "weight.abs() + 0 * inputs.num_tokens"):
+        plugin.write_text(MASK.format(body) + RANKING, encoding="utf-8")
+        load_plugin(plugin)
+        questions.append([search.about_recipe(recipe) for recipe in ("mine:0.5", "wanda:0.5")])
+        rank(search, "deepest")
+        rank(search)
+    (first, plain), (second, same) = questions
+    assert first["methods"] == records(plugin)[1:] or second["methods"] == records(plugin)[1:]
+    assert first != second
+    assert plain == same == {"of": "m", "recipe": "wanda:0.5"}
+    assert len(list((search.ledger.folder).glob("*.json"))) == 3  # the ranking of each version, and the cosine
+    assert [record["name"] for record in methods_tried()["methods"]] == ["mine", "deepest"]
+    forget()
+    assert methods_tried() == {}
+
+
+def test_advice_asks_for_rankings_between_drops_and_sums(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("formats", "masks", "drops", "together"):
+        monkeypatch.setattr(search, name, lambda name=name: calls.append(name))
+    monkeypatch.setattr(advising, "try_rankings", lambda found: calls.append("rankings"))
+    searching = advising._Advising.__new__(advising._Advising)
+    searching.budget, searching.ledger = None, search.ledger
+    searching._search(search)
+    assert calls == ["formats", "masks", "drops", "rankings", "together"]

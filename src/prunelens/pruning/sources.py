@@ -56,7 +56,8 @@ class Source:
 def source_of(function: Callable[..., Any]) -> Source:
     """Where a function comes from."""
     code = function.__code__
-    return Source(code.co_filename, code.co_firstlineno, function.__module__, function.__qualname__, _sha256(function))
+    module = function.__module__ or ""  # code that is run in a bare dictionary has none
+    return Source(code.co_filename, code.co_firstlineno, module, function.__qualname__, _sha256(function))
 
 
 def _sha256(function: Callable[..., Any]) -> str:
