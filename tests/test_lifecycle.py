@@ -35,7 +35,7 @@ from prunelens.report.pages.rerender import render_again
 from prunelens.report.terminal.benchmark import speeds_as_json
 from prunelens.report.terminal.compare import print_result
 from prunelens.results import Comparison
-from prunelens.study.benchmark.speed import Speed, SpeedSettings, Spread
+from prunelens.study.benchmark.record import Speed, SpeedSettings, Spread
 from prunelens.study.compare.schemas import RUN
 
 SOURCE = str(Path(prunelens.cli.main.__file__).parents[1])
@@ -105,7 +105,7 @@ def test_a_signal_while_a_checkpoint_is_written_leaves_what_was_there(
     code = f"""
 import os, time
 import prunelens.cli.main
-from prunelens.models import export
+from prunelens.models.saving import export
 done = export.{step}
 def stopped(*args, **more):
     done(*args, **more)

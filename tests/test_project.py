@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "prunelens"
 RANK = {
-    **dict.fromkeys(("errors", "reading", "memory", "stopping", "progress", "files", "locks", "cache"), 0),
+    **dict.fromkeys(("errors", "reading", "memory", "stopping", "progress", "documents", "files", "locks", "cache"), 0),
     "metrics": 1,
     "models": 1,
     "pruning": 2,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prunelens.pruning.methods import InputStatistics, PartStates, mask, ranking
     from prunelens.pruning.recipe import Recipe, parse_recipe
     from prunelens.results import Advice, Comparison, Evaluation, Sweep
-    from prunelens.study.benchmark.speed import SpeedSettings
+    from prunelens.study.benchmark.record import SpeedSettings
     from prunelens.study.evaluate.verdict import Thresholds
     from prunelens.study.prune.prune import PruneResult
     from prunelens.tasks.prompts import prompts

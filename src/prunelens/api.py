@@ -14,7 +14,7 @@ from prunelens.reading import checked_path
 from prunelens.results import Advice, Comparison, Evaluation, Sweep
 from prunelens.study.advise.advise import check_advice, run_advise
 from prunelens.study.benchmark.benchmark import run_benchmark
-from prunelens.study.benchmark.speed import Speed, SpeedSettings
+from prunelens.study.benchmark.record import Speed, SpeedSettings
 from prunelens.study.candidates import Compressible, parse_candidates
 from prunelens.study.compare.compare import check_inputs, read_texts, run_compare
 from prunelens.study.compare.settings import Reporter, silent

@@ -16,7 +16,7 @@ from prunelens.models.model import Model
 from prunelens.results import Comparison
 from prunelens.study import calibration_texts as calibration_module
 from prunelens.study.benchmark.benchmark import run_benchmark
-from prunelens.study.benchmark.speed import SpeedSettings
+from prunelens.study.benchmark.record import SpeedSettings
 from prunelens.tasks.prompts import PromptText
 
 ATTENTION, BLOCK = "drop-attention@1", "drop-block@1"

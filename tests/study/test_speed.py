@@ -25,7 +25,8 @@ from prunelens.models.surgery.shared_copy import named_owners, set_weight, twin_
 from prunelens.models.surgery.variant import Variant
 from prunelens.report.terminal.benchmark import print_speeds, size_in_words, speed_table, speeds_as_json
 from prunelens.study.benchmark.benchmark import run_benchmark
-from prunelens.study.benchmark.speed import Speed, SpeedSettings, Spread, measure_speeds
+from prunelens.study.benchmark.record import Speed, SpeedSettings, Spread
+from prunelens.study.benchmark.speed import measure_speeds
 from prunelens.study.benchmark.timing import CacheSize, Run
 
 SMALL = SpeedSettings(batch_size=2, context=10, new_tokens=3, repeats=2)

@@ -257,7 +257,7 @@ def actors() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith("ray::_Bench"):
+            if " ".join(process.cmdline()).startswith("ray::Worker"):
                 found.append(process)
     return found
 

@@ -214,7 +214,7 @@ def benchmark(
     """Measure how fast and how large a dense model and compressed ones are, side by side in one run."""
     from prunelens.report.terminal.compare import progress
     from prunelens.study.benchmark.benchmark import run_benchmark
-    from prunelens.study.benchmark.speed import SpeedSettings
+    from prunelens.study.benchmark.record import SpeedSettings
     from prunelens.study.candidates import parse_candidates
 
     settings = SpeedSettings(batch_size, context, new_tokens, repeats)

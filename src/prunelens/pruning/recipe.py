@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from prunelens.documents import read_yaml
 from prunelens.errors import PrunelensError, check_keys, nearest, one_line, shown
 from prunelens.pruning.methods import Method, Reference
 from prunelens.pruning.steps.base import BaseStep
@@ -32,7 +33,7 @@ from prunelens.pruning.steps.known import TAGS, AnyStep, kind_of, known_methods
 from prunelens.pruning.steps.mask import MaskStep
 from prunelens.pruning.steps.quantize import QuantizeStep
 from prunelens.pruning.steps.repair import RepairStep
-from prunelens.reading import checked_path, is_directory, is_file, read_yaml
+from prunelens.reading import checked_path, is_directory, is_file
 
 if TYPE_CHECKING:
     from prunelens.models.model import Model

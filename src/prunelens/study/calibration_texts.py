@@ -11,12 +11,12 @@ from itertools import accumulate
 from pathlib import Path
 
 from prunelens.cache import cache_dir, write_whole
+from prunelens.documents import read_json
 from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import Recipe
-from prunelens.reading import read_json
 from prunelens.study.compare.settings import Reporter, Settings
 from prunelens.tasks.encoding import encode, encode_each
 from prunelens.tasks.prompts import Prompt, prompts

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from prunelens import files
 from prunelens.cache import write_whole
+from prunelens.documents import read_json
 from prunelens.errors import PrunelensError, cut, one_line, shown
-from prunelens.reading import MIB, checked_path, read_json
+from prunelens.reading import MIB, checked_path
 
 T = TypeVar("T")
 RECORD = "run.json"

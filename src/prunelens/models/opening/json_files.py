@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from prunelens.documents import read_json
 from prunelens.errors import PrunelensError, shown
-from prunelens.reading import read_json
 
 WHAT = "an object in JSON"
 

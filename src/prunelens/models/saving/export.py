@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunelens import files as folders
+from prunelens import files
 from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.opening.companions import save_weights, write_companions
@@ -100,7 +100,7 @@ def export(
     """
     drop = drop | recorded_drop(model.network.config)
     _check_asked(model, drop, repairs, finish, layout)
-    folders.check_target(target, is_export, WHAT)
+    files.check_target(target, is_export, WHAT)
     with quiet():
         carried = bias_parameters(model, drop, repairs) if carried is None else carried
         network = _laid_out(model, drop, experts, repairs, carried, (recipe, methods))
@@ -110,7 +110,7 @@ def export(
         with dropped(model.anatomy, drop, [repair for index, repair in enumerate(repairs) if index in carried]):
             expected = logits_of(model.network, model)
         advance(1)
-        with folders.new_folder(target, is_export, WHAT) as temporary:
+        with files.new_folder(target, is_export, WHAT) as temporary:
             _write(network, model, temporary, finish, card, partial(save_repairs, repairs, set(carried)))
             advance(1)
             found = _logits_again(temporary, model, network, finish, layout)

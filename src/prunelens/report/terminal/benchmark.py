@@ -10,7 +10,7 @@ from rich.text import Text
 from prunelens.errors import printable
 from prunelens.report.terminal.screen import console
 from prunelens.report.wording import DASH, number, percent, shorten
-from prunelens.study.benchmark.speed import Speed, Spread
+from prunelens.study.benchmark.record import Speed, Spread
 
 LABEL_WIDTH = 22
 STATES = "states per row"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prunelens.cache import write_whole
+from prunelens.documents import read_json
 from prunelens.errors import PrunelensError
-from prunelens.reading import read_json
 from prunelens.study.sweep.study_file import key_of
 
 

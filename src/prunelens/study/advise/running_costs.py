@@ -6,7 +6,8 @@ from typing import Any
 from prunelens.models.surgery.drop import Drop
 from prunelens.models.surgery.variant import Variant
 from prunelens.study.advise.search import Search, recipe_of, repair_of
-from prunelens.study.benchmark.speed import SpeedSettings, measure_speeds
+from prunelens.study.benchmark.record import SpeedSettings
+from prunelens.study.benchmark.speed import measure_speeds
 
 CONTEXT, NEW_TOKENS = 256, 32
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from prunelens.documents import read_json
 from prunelens.errors import PrunelensError
 from prunelens.files import new_folder
 from prunelens.models.model import Model
@@ -18,7 +19,6 @@ from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.pruning.methods import Reference
 from prunelens.pruning.plugins import load_again
 from prunelens.pruning.pruned import Calibration
-from prunelens.reading import read_json
 from prunelens.study.calibration_texts import own_texts, with_repair_texts
 from prunelens.study.candidates import Candidate, apply_recipes, open_candidates
 from prunelens.study.compare.describe import describe_size

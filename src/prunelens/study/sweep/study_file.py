@@ -19,9 +19,10 @@ from pydantic import (
     field_validator,
 )
 
+from prunelens.documents import read_yaml
 from prunelens.errors import LONGEST_VALUE, PrunelensError, cut, nearest, one_line, shown
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.reading import checked_path, read_yaml
+from prunelens.reading import checked_path
 from prunelens.study.compare.settings import Settings
 from prunelens.study.evaluate.measure import TaskSettings
 from prunelens.study.evaluate.verdict import Thresholds

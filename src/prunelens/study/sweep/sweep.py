@@ -23,7 +23,8 @@ from prunelens.study.claims import claimed, probe_claim
 from prunelens.study.compare.settings import Reporter
 from prunelens.study.store import PAGE, Kind, Run, info_text, pageless, rendered, sound
 from prunelens.study.sweep.cells import CELLS, Given, keep_error, read_cell, setup, work
-from prunelens.study.sweep.executors import EXECUTORS, check_ray
+from prunelens.study.sweep.executors import EXECUTORS
+from prunelens.study.sweep.ray_crew import check_ray
 from prunelens.study.sweep.record import SweepInfo
 from prunelens.study.sweep.study_file import Cell, Study, cells_of, parse_study, read_study
 from prunelens.study.sweep.tables import SCHEMAS, sweep_tables
