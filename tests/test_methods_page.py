@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import mask_oracle
 import oracle
@@ -22,6 +23,7 @@ from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.plugins import load_plugin
 from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import parse_recipe
+from prunelens.study.sweep.study_file import parse_study
 
 PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
 TEXTS = [[5, 9, 33, 71, 8], [4, 90], [17, 3, 3, 60, 61, 62, 88, 12], [20, 44]]
@@ -109,6 +111,12 @@ def test_from_a_file(example: Path, tmp_path: Path) -> None:
     assert same_weights(tmp_path / "mine", tmp_path / "theirs")
 
 
+def test_from_python(example: Path, tmp_path: Path) -> None:
+    """Importing the module is enough, and its names stand in recipes from then on."""
+    code = "import prunelens, my; print(prunelens.parse_recipe({!r}))"
+    assert run(tmp_path, "-c", code.format(BOTH)) == f"{BOTH}\n"
+
+
 def test_an_error_inside_it_names_the_file_and_the_line(example: Path, tmp_path: Path) -> None:
     """The sentence that the page shows is the one that is printed."""
     example.write_text(example.read_text().replace("inputs.squares.sqrt()", "inputs.norms"), encoding="utf-8")
@@ -172,5 +180,11 @@ def test_commands_of_the_page_are_ones_that_there_are() -> None:
         for word in line:
             if ":" in word:
                 assert str(parse_recipe(word)) == word
+    study = yaml.safe_load(re.findall(r"`(recipes: \[.*\])`", PAGE)[0])
+    assert parse_study({"model": "smollm2"} | study).recipes == (
+        "my-wanda:0.3",
+        "my-wanda:0.5",
+        "drop-mlp:4,by=my-cosine",
+    )
     for recipe in re.findall(r'"(my-wanda[^"]*|drop[^"]*)"', blocks("python")[1]):
         assert str(parse_recipe(recipe)) == recipe

@@ -416,6 +416,15 @@ def test_an_exception_names_the_last_line_of_the_file(body: str, line: int, said
     assert text.isprintable()
 
 
+def test_a_wrapped_function_is_looked_through(tmp_path: Path) -> None:
+    text = "@prunelens.mask('mine')\n@torch.no_grad()\ndef mine(weight):\n    return weight.nothing\n"
+    path = write(tmp_path / "my.py", text)
+    load_plugin(path)
+    assert methods.method_named("mask", "mine").source.file == str(path)
+    with pytest.raises(PrunelensError, match=rf"the mask mine failed in {path}, line 6: AttributeError"):
+        apply(parse_recipe("mine:0.5"), tiny_model())
+
+
 def test_memory_that_is_full_is_no_fault_of_the_function() -> None:
     @mask("greedy")
     def greedy(weight: Any) -> Any:

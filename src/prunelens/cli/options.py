@@ -29,7 +29,7 @@ def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
 
 Plugin = Annotated[
     list[Path] | None,
-    typer.Option("--plugin", callback=_load_plugins, help="A .py file with masks or rankings of your own; repeatable."),
+    typer.Option("--plugin", callback=_load_plugins, help="A .py file with masks or rankings of your own."),
 ]
 """Loaded while the command line is parsed, so that recipes know the names."""
 

@@ -105,7 +105,7 @@ def _run(place: Path, text: bytes) -> None:
     module.__file__ = str(place)
     sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
     try:
-        exec(compile(text, str(place), "exec"), vars(module))
+        exec(compile(text, str(place), "exec", dont_inherit=True), vars(module))
     except BaseException as error:
         if is_stop(error):
             raise

@@ -54,7 +54,8 @@ class Source:
 
 
 def source_of(function: Callable[..., Any]) -> Source:
-    """Where a function comes from."""
+    """Where a function comes from; what wraps it, as `torch.no_grad()` does, is looked through."""
+    function = inspect.unwrap(function)
     code = function.__code__
     module = function.__module__ or ""  # code that is run in a bare dictionary has none
     return Source(code.co_filename, code.co_firstlineno, module, function.__qualname__, _sha256(function))
