@@ -18,13 +18,14 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import Drop, dropped
 from prunelens.models.surgery.repairs import Repair, installed_repairs
-from prunelens.models.surgery.shared_copy import twin_of
-from prunelens.pruning.apply import Calibration, Pruned, apply
+from prunelens.models.surgery.shared_copy import shared_copy_of
+from prunelens.pruning.apply import apply
 from prunelens.pruning.folding import find_cuts, fold_repairs, num_folding_runs
 from prunelens.pruning.least_squares import STRENGTHS, Moments
+from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.pruning.repair import Fitted, Gap, find_gaps, fit_repairs, num_block_runs
-from prunelens.pruning.steps import RepairStep
+from prunelens.pruning.values import RepairForm
 
 Texts = list[list[int]]
 LENGTHS = (9, 25, 14, 20, 11, 17, 25, 8, 19, 13)
@@ -39,9 +40,9 @@ def some_texts(lengths: Iterable[int] = LENGTHS, seed: int = 5) -> Texts:
 TEXTS = some_texts()
 FEW = some_texts((24, 25, 18, 22, 20))
 IDS = torch.tensor(some_texts([16, 16], seed=8))
-LINEAR = RepairStep(method="repair", fit="linear")
-BIAS = RepairStep(method="repair", fit="bias")
-FOLDED = RepairStep(method="repair", fit="folded")
+LINEAR = RepairForm("linear")
+BIAS = RepairForm("bias")
+FOLDED = RepairForm("folded")
 NORM_AFTER = ("gemma2", "gemma3", "glm4", "olmo2", "olmo3")
 
 
@@ -182,7 +183,7 @@ def test_an_attention_that_is_linear_is_put_back(layers: list[int]) -> None:
     expected = logits(network)
     assert not torch.allclose(logits_of(applied(recipe, wrap(network))), expected, atol=0.1)
     assert torch.allclose(logits_of(pruned), expected, atol=1e-5)
-    assert all(found.explained == pytest.approx(1, abs=1e-6) for found in pruned.mended)
+    assert all(found.explained == pytest.approx(1, abs=1e-6) for found in pruned.repaired)
 
 
 def test_a_linear_map_of_limited_rank_is_put_back_at_its_rank() -> None:
@@ -229,7 +230,7 @@ def test_a_bias_is_the_mean_of_what_the_attention_returns_at_all_tokens(batch_to
 
 def test_a_weighted_bias_counts_tokens_by_the_stream_after_them() -> None:
     model = tiny_model("llama", torch.float64)
-    step = RepairStep(method="repair", fit="bias", weighted=True)
+    step = RepairForm("bias", weighted=True)
     [repair], _ = fit_repairs(model, step, Drop(mlp=frozenset([2])), TEXTS)
     _, targets, weights = columns(record(model, Gap("mlp", 2, 2)), weighted=True)
     assert np.allclose(repair.bias.numpy(), repair_oracle.bias(targets, weights), rtol=1e-5, atol=1e-6)
@@ -258,7 +259,7 @@ def oracle_strength(texts: Sequence[Columns], weighted: bool, rank: int | None) 
 def check_against_oracle(
     model: Model,
     drop: Drop,
-    step: RepairStep,
+    step: RepairForm,
     repairs: Sequence[Repair],
     fitted: Sequence[Fitted],
     within: float,
@@ -291,7 +292,7 @@ def check_against_oracle(
 @pytest.mark.parametrize("drop", DROPS)
 def test_each_map_is_fitted_on_what_the_repaired_model_reads(drop: str, weighted: bool) -> None:
     model = tiny_model("llama", torch.float64)
-    step = RepairStep(method="repair", fit="linear", weighted=weighted)
+    step = RepairForm("linear", weighted=weighted)
     repairs, fitted = fit_repairs(model, step, DROPS[drop], TEXTS, batch_tokens=60)
     check_against_oracle(model, DROPS[drop], step, repairs, fitted, 1e-5 if weighted else 1e-7)
     texts = record(model, fitted[0].gap)
@@ -301,7 +302,7 @@ def test_each_map_is_fitted_on_what_the_repaired_model_reads(drop: str, weighted
 @pytest.mark.parametrize("with_metric", [False, True])
 def test_maps_of_limited_rank_equal_the_oracle(with_metric: bool) -> None:
     model = tiny_model("llama", torch.float64)
-    step = RepairStep(method="repair", fit="linear", rank=4, weighted=True)
+    step = RepairForm("linear", rank=4, weighted=True)
     root = torch.randn(32, 32, dtype=torch.float64)
     metric = root @ root.T + torch.eye(32, dtype=torch.float64) if with_metric else None
     drop = DROPS["two attentions"]
@@ -357,7 +358,7 @@ def test_a_few_texts_hold_out_their_ends() -> None:
     assert_same_map(repair, repair_oracle.ridge(inputs, targets, weights, fitted.strength), inputs, 1e-7)
 
 
-def most_sums(step: RepairStep, num_texts: int) -> int:
+def most_sums(step: RepairForm, num_texts: int) -> int:
     """The most `Moments` that live at once while one map is fitted, one batch a text."""
     alive: list[int] = []
 
@@ -368,13 +369,14 @@ def most_sums(step: RepairStep, num_texts: int) -> int:
     gc.collect()
     before, fit = living(), fold_repairs if step.fit == "folded" else fit_repairs
     drop = Drop(attention=frozenset([1]))
-    fit(twin_of(model), step, drop, texts, batch_tokens=12, advance=lambda _tokens: alive.append(living()))
+    what = (drop,) if step.fit == "folded" else (step, drop)
+    fit(shared_copy_of(model), *what, texts, batch_tokens=12, advance=lambda _tokens: alive.append(living()))
     assert len(alive) == num_texts
     return max(alive) - before
 
 
-@pytest.mark.parametrize("step", [BIAS, LINEAR, FOLDED], ids=str)
-def test_more_batches_keep_no_more_sums(step: RepairStep) -> None:
+@pytest.mark.parametrize("step", [BIAS, LINEAR, FOLDED], ids=lambda step: step.fit)
+def test_more_batches_keep_no_more_sums(step: RepairForm) -> None:
     few, many = most_sums(step, 4), most_sums(step, 16)
     assert 0 < many <= few
 
@@ -443,7 +445,7 @@ def test_an_attention_that_is_linear_in_what_the_mlp_before_it_wrote_is_put_back
     assert not torch.allclose(logits_of(applied("drop-attention@2", model)), expected, atol=0.1)
     assert torch.allclose(logits_of(pruned), expected, atol=1e-5)
     assert not pruned.repairs
-    assert pruned.mended[0].explained == pytest.approx(1, abs=1e-6)
+    assert pruned.repaired[0].explained == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +456,7 @@ def test_a_folded_map_is_the_ridge_of_what_the_cut_adds(recipe: str, gap: Gap | 
     model = tiny_model("llama", torch.float64)
     pruned = applied(f"{recipe}+repair:folded", model)
     gap = gap or Gap("block", 2, 3)
-    [fitted] = pruned.mended
+    [fitted] = pruned.repaired
     assert fitted.gap == gap
     inputs, targets = contributions(model, "mlp", 1), columns(record(model, gap))[1]
     assert fitted.strength is not None
@@ -480,7 +482,7 @@ def test_a_cut_behind_an_attention_goes_into_its_projection_with_its_bias() -> N
     model = tiny_model("gpt2", torch.float64)
     pruned = applied("drop-mlp@1+repair:folded", model)
     inputs, targets = contributions(model, "attention", 1), contributions(model, "mlp", 1)
-    [fitted] = pruned.mended
+    [fitted] = pruned.repaired
     assert fitted.strength is not None
     map_, shift = repair_oracle.ridge(inputs, targets, None, fitted.strength)
     expected = inputs + inputs @ map_ + shift
@@ -489,10 +491,10 @@ def test_a_cut_behind_an_attention_goes_into_its_projection_with_its_bias() -> N
 
 def test_the_second_cut_is_fitted_behind_the_first_that_is_folded() -> None:
     model = tiny_model("llama", torch.float64)
-    twin = twin_of(model)
-    fitted = fold_repairs(twin, FOLDED, Drop(attention=frozenset([1, 3])), TEXTS, batch_tokens=50)
-    first = twin_of(model)
-    fold_repairs(first, FOLDED, Drop(attention=frozenset([1])), TEXTS)
+    twin = shared_copy_of(model)
+    fitted = fold_repairs(twin, Drop(attention=frozenset([1, 3])), TEXTS, batch_tokens=50)
+    first = shared_copy_of(model)
+    fold_repairs(first, Drop(attention=frozenset([1])), TEXTS)
     with dropped(first.anatomy, Drop(attention=frozenset([1]))):
         inputs, targets = contributions(first, "mlp", 2), contributions(first, "attention", 3)
     assert fitted[1].strength is not None
@@ -522,7 +524,7 @@ def test_folding_works_unless_a_norm_follows_the_sublayer(any_family: str) -> No
             applied("drop-block@1+repair:folded", model, FEW)
         return
     pruned = applied("drop-block@1+repair:folded", model, FEW)
-    [fitted] = pruned.mended
+    [fitted] = pruned.repaired
     [cut] = find_cuts(model, Drop(block=frozenset([1])))
     before = cut.before
     inputs, targets = (
@@ -580,7 +582,7 @@ def test_cuts_are_runs_of_sublayers_that_are_out() -> None:
         [("attention", 3), ("mlp", 3)],
     ]
     passed: list[int] = []
-    fold_repairs(twin_of(model), FOLDED, drop, TEXTS, advance=passed.append)
+    fold_repairs(shared_copy_of(model), drop, TEXTS, advance=passed.append)
     assert sum(passed) == num_folding_runs(found) * sum(LENGTHS)
 
 
@@ -649,7 +651,7 @@ def test_logits_that_overflow_are_refused_where_they_weigh() -> None:
     model, texts = wrap(network), [*TEXTS, bad]
     assert torch.isinf(logits(network, torch.tensor([bad]))).any()
     assert torch.isfinite(logits(network)).all()
-    assert applied("drop-attention@2+repair:linear,weighted", model, texts).mended[0].explained > 0
+    assert applied("drop-attention@2+repair:linear,weighted", model, texts).repaired[0].explained > 0
     with pytest.raises(PrunelensError, match=r"expected finite .* use float32"):
         applied("drop-attention@2+repair:linear,rank=4,weighted", model, texts)
 

@@ -11,9 +11,9 @@ from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import Drop
-from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.pruning.sequential import Masked, mask_weights
-from prunelens.pruning.steps import MaskStep
+from prunelens.pruning.steps.mask import MaskStep
 
 SPARSITIES: dict[str, mask_oracle.Pattern] = {"0.5": 0.5, "2:4": (2, 4)}
 
@@ -26,9 +26,9 @@ def some_sequences(*lengths: int) -> list[list[int]]:
 def masked(
     network: Any, method: str, sparsity: str, sequences: list[list[int]] | None = None, **options: Any
 ) -> tuple[Model, Masked]:
-    twin = twin_of(wrap(network))
+    twin = shared_copy_of(wrap(network))
     texts = some_sequences(12, 9, 12, 20) if sequences is None else sequences
-    return twin, mask_weights(twin, MaskStep(method=method, sparsity=sparsity), texts, **options)
+    return twin, mask_weights(twin, method, MaskStep(method=method, sparsity=sparsity).pattern, texts, **options)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "mixtral"])

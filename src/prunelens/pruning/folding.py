@@ -15,11 +15,10 @@ from prunelens.models.anatomy.streams import BlockPass, SublayerPass
 from prunelens.models.model import Model
 from prunelens.models.saving.zeroing import added, silencing_weights
 from prunelens.models.surgery.drop import Drop, remove
-from prunelens.models.surgery.shared_copy import named_owners, set_weight, twin_of
+from prunelens.models.surgery.shared_copy import named_owners, set_weight, shared_copy_of
 from prunelens.pruning.least_squares import choose_strength, solve
 from prunelens.pruning.matrices import find_weights
 from prunelens.pruning.repair import BATCH_TOKENS, Advance, Fitted, Gap, Passes, Prefix, Walk, explained
-from prunelens.pruning.steps import RepairStep
 
 Place = tuple[Block, Sublayer]
 
@@ -79,9 +78,9 @@ def _mlp_of(block: Block) -> Sublayer:
 
 def fold_repairs(
     model: Model,
-    step: RepairStep,
     drop: Drop,
     sequences: Sequence[Sequence[int]],
+    weighted: bool = False,
     prefix: Prefix | None = None,
     batch_tokens: int = BATCH_TOKENS,
     advance: Advance = lambda tokens: None,
@@ -90,9 +89,9 @@ def fold_repairs(
 
     Args:
         model: a twin with all parts at work; the weights before the cuts are replaced.
-        step: `repair:folded`.
         drop: what is out.
         sequences: token ids of the calibration texts.
+        weighted: whether a token counts as it moves the probabilities (R4).
         prefix: streams of an earlier fit on the same texts.
         batch_tokens: tokens run at once.
         advance: called with the number of tokens that have passed a block.
@@ -100,8 +99,8 @@ def fold_repairs(
     Raises:
         PrunelensError: no calibration tokens, nothing before a cut, or weights there that cannot take a map in.
     """
-    working = twin_of(model)
-    walk = Walk(working, sequences, step.weighted, batch_tokens, advance)
+    working = shared_copy_of(model)
+    walk = Walk(working, sequences, weighted, batch_tokens, advance)
     cuts = find_cuts(model, drop)
     if cuts:
         walk.reach(cuts[0].before.layer_idx, prefix)
@@ -160,7 +159,7 @@ def _check_foldable(model: Model, part: Sublayer, names: set[str]) -> None:
     shuffled = torch.eye(size, dtype=torch.float64)[torch.randperm(size, generator=generator)]
     bias = torch.randn(size, generator=generator, dtype=torch.float64).to(before.device)
     bias *= before.square().mean().sqrt() if _has_bias(model, names) else 0
-    _fold(twin_of(model), part, names, 2 * shuffled.to(before.device), bias)
+    _fold(shared_copy_of(model), part, names, 2 * shuffled.to(before.device), bias)
 
 
 def _fold(model: Model, part: Sublayer, names: set[str], matrix: Tensor, bias: Tensor) -> None:

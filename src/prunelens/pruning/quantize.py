@@ -14,7 +14,7 @@ from prunelens.models.anatomy.probe import probe_ids
 from prunelens.models.model import Model
 from prunelens.models.opening.quiet import quiet
 from prunelens.pruning.matrices import find_weights
-from prunelens.pruning.steps import Format
+from prunelens.pruning.values import Format
 
 GROUP = 32
 """Numbers that share a scale in int4; in int8 a whole row shares one."""
@@ -40,7 +40,7 @@ def quantize(model: Model, to: Format) -> None:
     int8: one scale for each row; int4: one for each 32 inputs. What stays is told in `model.notes`.
 
     Args:
-        model: a twin (`twin_of`), whose weights are replaced.
+        model: a twin (`shared_copy_of`), whose weights are replaced.
         to: the format.
 
     Raises:

@@ -14,7 +14,7 @@ from prunelens.models.model import Model
 from prunelens.models.opening.quiet import quiet
 from prunelens.tasks.decoding import own_settings
 from prunelens.tasks.harness_metrics import HarnessTask, declared, described, score_items
-from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, Scored, in_subset, suite_folder
+from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, MetricScores, in_subset, suite_folder
 
 Advance = Callable[[int], None]
 Reporter = Callable[[str, int], Advance]
@@ -137,7 +137,7 @@ class Harness:
         batch_size: int = 40,
         chat_template: bool = False,
         label: str = "",
-    ) -> list[Scored]:
+    ) -> list[MetricScores]:
         """Run a task, or all tasks of a group, on the model as it runs now (parts may be dropped around the call).
 
         Args:
