@@ -51,15 +51,20 @@ def command_faults(line: str) -> list[str]:
         return [f"{line}: no such target" for word in words[1:] if word not in targets()]
     if words[:1] != ["prunelens"]:
         return []
+    outside = "--plugin" in words  # its methods are those of a file that is not here
+    if outside:
+        at = words.index("--plugin")
+        words = words[:at] + words[at + 2 :]
     group = typer.main.get_command(app)
     try:
         context = group.make_context("prunelens", words[1:], help_option_names=[])
         rest = [*context._protected_args, *context.args]
         if rest:
             name, command, rest = group.resolve_command(context, rest)
-            command.make_context(name, [word for word in rest if word != "--help"] or ["x"], parent=context)
-        for word in words if "--plugin" not in words else ():  # a method from outside is not loaded here
-            if is_recipe(word) and not word.endswith((".yaml", ".yml")):
+            if rest != ["--help"]:
+                command.make_context(name, rest, parent=context)
+        for word in words:
+            if not outside and is_recipe(word) and not word.endswith((".yaml", ".yml")):
                 parse_recipe(word)
     except (PrunelensError, Exception) as error:  # click's own exceptions have no public base in typer
         return [f"{line}: {getattr(error, 'message', error)}"]
