@@ -14,12 +14,13 @@ from collections.abc import Callable
 
 import torch
 
+from prunelens.metrics import head
+from prunelens.metrics.head import Pair, stream_pairs
+from prunelens.models.anatomy.hooks import decoder_of, run_decoder
 from prunelens.models.batches import pad_right, plan_batches
-from prunelens.models.loading import Model, load
-from prunelens.models.surgery import Drop, dropped
-from prunelens.models.taps import decoder_of, run_decoder
-from prunelens.spaces import head
-from prunelens.spaces.head import Pair, stream_pairs
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import load
+from prunelens.models.surgery.drop import Drop, dropped
 from prunelens.tasks.prompts import encode, prompts
 from prunelens.tracing.forced import BATCH_TOKENS, Trajectory, forced_states
 

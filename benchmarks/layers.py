@@ -16,13 +16,14 @@ from functools import partial
 import torch
 
 from cost import make_trajectories, seconds
+from prunelens.metrics import head
+from prunelens.metrics.head import Pair, stream_divergences
+from prunelens.models.anatomy.hooks import decoder_of, run_decoder
 from prunelens.models.batches import pad_right
-from prunelens.models.loading import Model, load, wrap
-from prunelens.models.surgery import Drop, dropped
-from prunelens.models.taps import decoder_of, run_decoder
-from prunelens.models.variant import Variant
-from prunelens.spaces import head
-from prunelens.spaces.head import Pair, stream_divergences
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import load, wrap
+from prunelens.models.surgery.drop import Drop, dropped
+from prunelens.models.surgery.variant import Variant
 from prunelens.tracing.attribution import Attribution
 from prunelens.tracing.forced import Trajectory, forced_states, run_edits
 from prunelens.tracing.layer_states import Places, read_layers

@@ -48,9 +48,9 @@ def measure(name: str, kind: str, steps: int) -> None:
     """Print the peak above the loaded model of one trace (child process)."""
     import torch
 
-    from prunelens.models.loading import load
-    from prunelens.models.surgery import Drop
-    from prunelens.spaces.head import Pair, stream_pairs
+    from prunelens.metrics.head import Pair, stream_pairs
+    from prunelens.models.opening.loading import load
+    from prunelens.models.surgery.drop import Drop
     from prunelens.tracing.forced import Trajectory, forced_states
 
     model = load(name)

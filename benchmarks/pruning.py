@@ -30,10 +30,10 @@ def measure(options: argparse.Namespace) -> None:
     """Print seconds and peaks in MB of the floor and of one method, as JSON (child process)."""
     import torch
 
+    from prunelens.models.anatomy.hooks import decoder_of, run_decoder
     from prunelens.models.batches import equal_batches
-    from prunelens.models.loading import load
-    from prunelens.models.taps import decoder_of, run_decoder
-    from prunelens.models.twin import twin_of
+    from prunelens.models.opening.loading import load
+    from prunelens.models.surgery.shared_copy import twin_of
     from prunelens.pruning.sequential import BATCH_TOKENS, mask_weights
     from prunelens.pruning.steps import MaskStep
 

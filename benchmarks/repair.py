@@ -58,14 +58,14 @@ def measure(options: argparse.Namespace) -> None:
         return
     import torch
 
-    from prunelens.models.loading import load
+    from prunelens.models.opening.loading import load
     from prunelens.pruning.apply import Calibration, apply
     from prunelens.pruning.importance import rank_redundancy
     from prunelens.pruning.recipe import parse_recipe
-    from prunelens.study.bench import Bench, TaskSettings
     from prunelens.study.calibration_texts import own_texts, repair_texts
-    from prunelens.study.scores import score_rows
-    from prunelens.study.settings import silent
+    from prunelens.study.compare.settings import silent
+    from prunelens.study.evaluate.measure import Bench, TaskSettings
+    from prunelens.study.evaluate.scores import score_rows
     from prunelens.tasks.suite import parse_tasks
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
@@ -113,8 +113,8 @@ class Reader:
 
     def read(self, variant: Any) -> dict[str, list[float]]:
         """KL and same top-1 over the tokens of all texts, S(8) and S(32) over the sampled: [value, low, high]."""
-        from prunelens.spaces.head import Pair, stream_pairs
-        from prunelens.spaces.survival import mean_curve, survival_rows
+        from prunelens.metrics.head import Pair, stream_pairs
+        from prunelens.metrics.survival import mean_curve, survival_rows
         from prunelens.tracing.forced import forced_states
 
         drops = [variant.drop] if variant.model is self._model else []
@@ -137,7 +137,7 @@ def over_prompts(values: list[Any]) -> list[float]:
     """Mean over tokens, with its interval over prompts; the greedy and the sampled text of a prompt go together."""
     import numpy as np
 
-    from prunelens.spaces.survival import ratio_interval
+    from prunelens.metrics.survival import ratio_interval
 
     half = len(values) // 2
     totals = np.array([first.sum() + second.sum() for first, second in zip(values[:half], values[half:], strict=True)])

@@ -16,7 +16,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from prunelens.models.loading import Model, load, wrap
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import load, wrap
 
 torch.set_num_threads(1)  # tiny models: threads that wait for one another cost more than they do
 

@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import quiet, wrap
+from prunelens.models.opening.loading import quiet, wrap
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 MOST_PARAMETERS = 20_000_000

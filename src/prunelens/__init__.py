@@ -3,48 +3,44 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunelens.api import advise, benchmark, compare, evaluate, inspect, prune, sweep
     from prunelens.errors import PrunelensError
-    from prunelens.models.loading import Model, load, wrap
-    from prunelens.models.surgery import Drop, dropped
+    from prunelens.models.model import Model
+    from prunelens.models.opening.loading import load, wrap
+    from prunelens.models.surgery.drop import Drop, dropped
     from prunelens.pruning.importance import rank_redundancy
     from prunelens.pruning.recipe import Recipe, parse_recipe
-    from prunelens.study.advice import Advice
-    from prunelens.study.advise import advise
-    from prunelens.study.benchmark import benchmark
-    from prunelens.study.compare import compare
-    from prunelens.study.evaluate import evaluate
-    from prunelens.study.evaluation import Evaluation
-    from prunelens.study.prune import PruneResult, prune
-    from prunelens.study.result import Comparison
-    from prunelens.study.speed import SpeedSettings
-    from prunelens.study.sweep import Sweep, sweep
-    from prunelens.study.verdict import Thresholds
+    from prunelens.results import Advice, Comparison, Evaluation, Sweep
+    from prunelens.study.benchmark.record import SpeedSettings
+    from prunelens.study.evaluate.verdict import Thresholds
+    from prunelens.study.prune.prune import PruneResult
     from prunelens.tasks.prompts import prompts
 
 _HOMES = {
-    "Advice": "prunelens.study.advice",
-    "Comparison": "prunelens.study.result",
-    "Drop": "prunelens.models.surgery",
-    "Evaluation": "prunelens.study.evaluation",
-    "Model": "prunelens.models.loading",
-    "PruneResult": "prunelens.study.prune",
+    "Advice": "prunelens.results",
+    "Comparison": "prunelens.results",
+    "Drop": "prunelens.models.surgery.drop",
+    "Evaluation": "prunelens.results",
+    "Model": "prunelens.models.model",
+    "PruneResult": "prunelens.study.prune.prune",
     "PrunelensError": "prunelens.errors",
     "Recipe": "prunelens.pruning.recipe",
-    "SpeedSettings": "prunelens.study.speed",
-    "Sweep": "prunelens.study.sweep",
-    "Thresholds": "prunelens.study.verdict",
-    "advise": "prunelens.study.advise",
-    "benchmark": "prunelens.study.benchmark",
-    "compare": "prunelens.study.compare",
-    "dropped": "prunelens.models.surgery",
-    "evaluate": "prunelens.study.evaluate",
-    "load": "prunelens.models.loading",
+    "SpeedSettings": "prunelens.study.benchmark.speed",
+    "Sweep": "prunelens.results",
+    "Thresholds": "prunelens.study.evaluate.verdict",
+    "advise": "prunelens.api",
+    "benchmark": "prunelens.api",
+    "compare": "prunelens.api",
+    "dropped": "prunelens.models.surgery.drop",
+    "evaluate": "prunelens.api",
+    "inspect": "prunelens.api",
+    "load": "prunelens.models.opening.loading",
     "parse_recipe": "prunelens.pruning.recipe",
     "prompts": "prunelens.tasks.prompts",
-    "prune": "prunelens.study.prune",
+    "prune": "prunelens.api",
     "rank_redundancy": "prunelens.pruning.importance",
-    "sweep": "prunelens.study.sweep",
-    "wrap": "prunelens.models.loading",
+    "sweep": "prunelens.api",
+    "wrap": "prunelens.models.opening.loading",
 }
 
 __all__ = [
@@ -64,6 +60,7 @@ __all__ = [
     "compare",
     "dropped",
     "evaluate",
+    "inspect",
     "load",
     "parse_recipe",
     "prompts",

@@ -1,6 +1,6 @@
 """`python -m prunelens` is the command line."""
 
-from prunelens.cli import main
+from prunelens.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -10,9 +10,9 @@ from torch import nn
 import oracle
 from conftest import ALL_FAMILIES, COMMON, shared_network, tiny_network
 from prunelens.errors import PrunelensError
-from prunelens.models.anatomy import find_anatomy
-from prunelens.models.streams import BlockPass, watched_blocks
-from prunelens.models.taps import decoder_of, head_of, record_outputs, replay_from, run_decoder
+from prunelens.models.anatomy.find import find_anatomy
+from prunelens.models.anatomy.hooks import decoder_of, head_of, record_outputs, replay_from, run_decoder
+from prunelens.models.anatomy.streams import BlockPass, watched_blocks
 
 # Families whose attention takes its softmax in float32 whatever the model's dtype.
 FLOAT32_SOFTMAX = {"gemma2", "bloom", "mpt"}

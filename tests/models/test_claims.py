@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from conftest import tiny_network
 from prunelens.errors import PrunelensError
-from prunelens.models.claims import check_fits
-from prunelens.models.loading import load, wrap
+from prunelens.models.opening.claims import check_fits
+from prunelens.models.opening.loading import load, wrap
 from prunelens.models.sizes import StoredTensor
 
 LAST = 96

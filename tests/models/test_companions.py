@@ -10,11 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from conftest import tiny_network, tiny_tokenizer
+from prunelens.api import prune
 from prunelens.errors import PrunelensError
-from prunelens.models.export import export
-from prunelens.models.loading import load, wrap
-from prunelens.models.surgery import NOTHING, Drop
-from prunelens.study.prune import prune
+from prunelens.models.opening.loading import load, wrap
+from prunelens.models.saving.export import export
+from prunelens.models.surgery.drop import NOTHING, Drop
 
 TEXT = torch.tensor([[4, 40, 7, 90, 11]])
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from conftest import ALL_FAMILIES, VOCAB_SIZE
 from prunelens.errors import PrunelensError
-from prunelens.models.experts import mask_experts, num_dropped_parameters, sliced_experts
-from prunelens.models.loading import Model, wrap
-from prunelens.models.mixtures import find_mixtures
-from prunelens.models.twin import set_weight, twin_of
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.experts import mask_experts, num_dropped_parameters, sliced_experts
+from prunelens.models.surgery.mixtures import find_mixtures
+from prunelens.models.surgery.shared_copy import set_weight, twin_of
 
 EIGHT = {
     "mixtral": {"num_local_experts": 8},

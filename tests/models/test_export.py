@@ -20,14 +20,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import COMMON, MOE, shared_network, tiny_model, tiny_tokenizer
 from prunelens.errors import PrunelensError
-from prunelens.models import nemotron_nas
-from prunelens.models.experts import mask_experts
-from prunelens.models.export import NUM_STEPS, Exported, export
-from prunelens.models.loading import Model, load, wrap
-from prunelens.models.mixtures import find_mixtures
-from prunelens.models.record import recorded_drop
-from prunelens.models.surgery import Drop, dropped, remove
-from prunelens.models.twin import twin_of
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import load, wrap
+from prunelens.models.opening.record import recorded_drop
+from prunelens.models.saving import nemotron_nas
+from prunelens.models.saving.export import NUM_STEPS, Exported, export
+from prunelens.models.surgery.drop import Drop, dropped, remove
+from prunelens.models.surgery.experts import mask_experts
+from prunelens.models.surgery.mixtures import find_mixtures
+from prunelens.models.surgery.shared_copy import twin_of
 
 TEXT = torch.tensor([[5, 40, 7, 90, 11, 3, 64, 22, 9, 31, 8, 77]])
 QUIET = pytest.mark.filterwarnings("ignore")  # families warn about tiny sizes

@@ -8,8 +8,9 @@ import torch
 import oracle
 from families import build, known_families, listed
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, quiet, wrap
-from prunelens.models.surgery import Drop, dropped
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import quiet, wrap
+from prunelens.models.surgery.drop import Drop, dropped
 from prunelens.tracing.generate import Greedy, write
 
 NEW_TOKENS = 4

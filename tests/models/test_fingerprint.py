@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import tiny_network
-from prunelens.models import fingerprint
-from prunelens.models.fingerprint import fingerprint_files, fingerprint_model
+from prunelens.models.opening import fingerprint
+from prunelens.models.opening.fingerprint import fingerprint_files, fingerprint_model
 
 CONFIG = {"model_type": "tiny", "hidden_size": 4, "rope": {"theta": 1e4}}
 

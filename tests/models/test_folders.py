@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from prunelens import files as folders
 from prunelens.errors import PrunelensError
-from prunelens.models import folders
-from prunelens.models.folders import check_target, new_folder, probe_target, recover
+from prunelens.files import check_target, new_folder, probe_target, recover
 
 MARK = "ours.txt"
 

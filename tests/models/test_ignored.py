@@ -11,8 +11,8 @@ from torch import nn
 
 from conftest import tiny_network
 from prunelens.errors import PrunelensError
-from prunelens.models.identify import identify
-from prunelens.models.loading import load, wrap
+from prunelens.models.opening.fingerprint import identify
+from prunelens.models.opening.loading import load, wrap
 
 LORA = {"peft_type": "LORA", "base_model_name_or_path": "some/base", "r": 2, "target_modules": ["q_proj"]}
 NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"

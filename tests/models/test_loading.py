@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 
 import prunelens
 from conftest import VOCAB_SIZE, tiny_network, tiny_tokenizer
+from prunelens import cache as cached
 from prunelens.errors import PrunelensError
-from prunelens.models import builtin, loading
-from prunelens.models import cache as cached
-from prunelens.models.loading import Model, load, wrap
+from prunelens.models.model import Model
+from prunelens.models.opening import builtin
+from prunelens.models.opening import gguf as opened_gguf
+from prunelens.models.opening.loading import load, wrap
 
 IDS = torch.tensor([[3, 14, 15, 92, 6], [5, 35, 8, 9, 79]])
 
@@ -312,7 +314,7 @@ def test_a_gguf_file_gives_the_network_it_was_made_from(tiny_gguf: Path) -> None
 
 
 def test_a_network_from_gguf_can_be_saved_and_opened_again(tiny_gguf: Path, tmp_path: Path) -> None:
-    network, tokenizer = loading.read_gguf(tiny_gguf)
+    network, tokenizer = opened_gguf.read_gguf(tiny_gguf)
     assert not hasattr(network.config, "quantization_config")
     network.save_pretrained(tmp_path / "again")
     tokenizer.save_pretrained(tmp_path / "again")
@@ -407,7 +409,7 @@ def reading(monkeypatch: pytest.MonkeyPatch, during: Callable[[], Any] = lambda:
         during()
         return tiny_network("llama"), tiny_tokenizer()
 
-    monkeypatch.setattr(loading, "read_gguf", read_gguf)
+    monkeypatch.setattr(opened_gguf, "read_gguf", read_gguf)
     return read
 
 
@@ -499,15 +501,14 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from conftest import tiny_network, tiny_tokenizer
-from prunelens.models import builtin, loading
-from prunelens.models import cache as cached
+from prunelens.models.opening import builtin, gguf
 
 def read_gguf(path):
     print("reads", flush=True)
     sys.stdin.readline()
     return tiny_network("llama"), tiny_tokenizer()
 
-loading.read_gguf = read_gguf
+gguf.read_gguf = read_gguf
 print(builtin.converted(Path(sys.argv[1])), flush=True)
 """
 

@@ -11,10 +11,11 @@ from torch import nn
 import oracle
 from conftest import COMMON, shared_network, tiny_network
 from families import build
+from prunelens.models.anatomy.proofs import tolerating
 from prunelens.models.batches import ANY_LENGTH, Batching, equal_batches, plan_batches
-from prunelens.models.loading import Model, wrap
-from prunelens.models.proofs import tolerating
-from prunelens.models.surgery import Drop, dropped
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.drop import Drop, dropped
 from prunelens.tracing.forced import Trajectory, forced_states
 from prunelens.tracing.generate import Greedy, write
 
@@ -177,7 +178,7 @@ def test_what_the_length_of_a_pass_changes_is_not_padded_and_takes_no_cache() ->
 
 def test_rounding_that_the_whole_batch_decides_is_run_alone() -> None:
     """(As the int8 layers of bitsandbytes do with columns of outliers.)"""
-    from prunelens.models.anatomy import find_anatomy
+    from prunelens.models.anatomy.find import find_anatomy
 
     with tolerating(3e-2):
         assert not find_anatomy(shared_network("llama")).batching.together

@@ -6,7 +6,7 @@ from test_experts import eight_experts, opened
 
 from conftest import COMMON, MOE, tiny_model
 from prunelens.errors import PrunelensError
-from prunelens.models.mixtures import find_mixtures
+from prunelens.models.surgery.mixtures import find_mixtures
 
 
 def test_what_a_mixture_is() -> None:

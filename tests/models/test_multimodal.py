@@ -11,11 +11,12 @@ import transformers
 from safetensors.torch import load_file
 
 from conftest import tiny_tokenizer
+from prunelens.api import prune
 from prunelens.errors import PrunelensError
-from prunelens.models.export import export
-from prunelens.models.loading import Model, load
-from prunelens.models.surgery import Drop, dropped
-from prunelens.study.prune import prune
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import load
+from prunelens.models.saving.export import export
+from prunelens.models.surgery.drop import Drop, dropped
 
 TEXT = torch.tensor([[4, 40, 7, 90, 11, 3, 64, 22]])
 SIZES = {

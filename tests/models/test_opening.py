@@ -11,9 +11,9 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 from conftest import COMMON, GPT2, shared_network, tiny_network
 from families import build
 from prunelens.errors import PrunelensError
-from prunelens.models.anatomy import find_anatomy
-from prunelens.models.loading import wrap
-from prunelens.models.taps import decoder_of
+from prunelens.models.anatomy.find import find_anatomy
+from prunelens.models.anatomy.hooks import decoder_of
+from prunelens.models.opening.loading import wrap
 
 
 @pytest.mark.parametrize(

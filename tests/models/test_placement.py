@@ -22,13 +22,14 @@ from transformers.integrations import accelerate as planning
 
 import prunelens
 from conftest import tiny_network, tiny_tokenizer
-from prunelens.cli import main
+from prunelens.cache import scratch_folder
+from prunelens.cli.main import main
 from prunelens.errors import PrunelensError
-from prunelens.models.cache import scratch_folder
-from prunelens.models.fingerprint import fingerprint_model
-from prunelens.models.loading import Model, load, wrap
+from prunelens.models.model import Model
+from prunelens.models.opening.fingerprint import fingerprint_model
+from prunelens.models.opening.loading import load, wrap
 from prunelens.models.placement import named_weights
-from prunelens.models.surgery import Drop, dropped, num_parameters
+from prunelens.models.surgery.drop import Drop, dropped, num_parameters
 from prunelens.pruning.importance import rank_redundancy
 from prunelens.tracing.forced import Trajectory, forced_states
 from prunelens.tracing.free import write_coupled, write_dense
@@ -306,7 +307,7 @@ def test_what_was_written_to_offload_goes_with_the_network(
 
 def test_what_killed_processes_had_offloaded_is_removed_and_no_more(tmp_path: Path) -> None:
     forgetful = (
-        "import os, sys; from pathlib import Path; from prunelens.models.cache import scratch_folder; "
+        "import os, sys; from pathlib import Path; from prunelens.cache import scratch_folder; "
         "folder = scratch_folder(Path(sys.argv[1])); (folder / 'weight.dat').touch(); print(folder, flush=True); "
         "sys.stdin.read() if len(sys.argv) > 2 else os.kill(os.getpid(), 9)"
     )
@@ -439,7 +440,7 @@ def test_a_model_that_fits_nowhere(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    inside = "prunelens.models.loading" if where == "find_anatomy" else "transformers.AutoModelForCausalLM"
+    inside = "prunelens.models.opening.loading" if where == "find_anatomy" else "transformers.AutoModelForCausalLM"
     monkeypatch.setattr(f"{inside}.{where}", fail)
     with pytest.raises(PrunelensError, match=r"does not fit into cpu.*--device auto"):
         load(checkpoint, device="cpu")

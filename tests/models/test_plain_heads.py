@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import COMMON
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import load
+from prunelens.models.opening.loading import load
 
 TEXT = torch.tensor([[5, 40, 7, 90, 11, 3]])
 LARGEST = 448.0

@@ -20,10 +20,10 @@ from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, Per
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, TorchAoConfig
 
 from conftest import COMMON, tiny_tokenizer, words
+from prunelens.api import compare
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import load
-from prunelens.study.compare import compare
-from prunelens.study.result import Comparison
+from prunelens.models.opening.loading import load
+from prunelens.results import Comparison
 
 IDS = torch.tensor([[5, 9, 31, 7, 50]])
 CONFIGS = {

@@ -18,17 +18,18 @@ from transformers import AutoModelForCausalLM
 
 from conftest import COMMON, shared_network, tiny_model, tiny_network, tiny_tokenizer, words
 from prunelens import load
+from prunelens.api import compare, prune
 from prunelens.errors import PrunelensError
-from prunelens.models.carrying import bias_parameters
-from prunelens.models.export import export
-from prunelens.models.loading import Model, wrap
-from prunelens.models.repair_files import KEY, REPAIRS
-from prunelens.models.repairs import Repair
-from prunelens.models.surgery import Drop, dropped
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.opening.repair_files import KEY, REPAIRS
+from prunelens.models.saving.bias_parameters import bias_parameters
+from prunelens.models.saving.export import export
+from prunelens.models.surgery.drop import Drop, dropped
+from prunelens.models.surgery.repairs import Repair
 from prunelens.pruning.apply import Calibration, Pruned, apply
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.study.compare import compare
-from prunelens.study.prune import NEEDS_US, prune
+from prunelens.study.prune.prune import NEEDS_US
 from prunelens.tasks.prompts import PromptText
 
 TEXTS: list[list[int]] = np.random.default_rng(7).integers(3, 97, (8, 16)).tolist()
@@ -593,7 +594,7 @@ def test_nothing_is_left_of_a_checkpoint_whose_repairs_come_out_wrong(
     def spoiling(tensors: Tensors, *args: Any, **more: Any) -> None:
         save_file({name: 2 * tensor for name, tensor in tensors.items()}, *args, **more)
 
-    monkeypatch.setattr("prunelens.models.repair_files.save_file", spoiling)
+    monkeypatch.setattr("prunelens.models.opening.repair_files.save_file", spoiling)
     with pytest.raises(PrunelensError, match="written, opened again and removed"):
         prune(opened("llama"), LINEAR, tmp_path / "out", calibration=texts)
     assert sorted(name for name in os.listdir(tmp_path) if name != "cache") == before

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from conftest import FAMILIES, shared_network, tiny_model
-from prunelens.models.anatomy import Anatomy
-from prunelens.models.loading import Model, wrap
-from prunelens.models.parts import Sublayer
-from prunelens.models.proofs import is_close
-from prunelens.models.repairs import Repair, find_repair, installed_repairs
-from prunelens.models.streams import BlockPass, watched_blocks
-from prunelens.models.surgery import Drop, dropped, kept_weights, num_parameters, remove
-from prunelens.models.taps import input_tensor
-from prunelens.models.twin import set_weight, twin_of
+from prunelens.models.anatomy.find import Anatomy
+from prunelens.models.anatomy.hooks import input_tensor
+from prunelens.models.anatomy.parts import Sublayer
+from prunelens.models.anatomy.proofs import is_close
+from prunelens.models.anatomy.streams import BlockPass, watched_blocks
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.drop import Drop, dropped, kept_weights, num_parameters, remove
+from prunelens.models.surgery.repairs import Repair, find_repair, installed_repairs
+from prunelens.models.surgery.shared_copy import set_weight, twin_of
 from prunelens.pruning.apply import Calibration, apply
 from prunelens.pruning.recipe import parse_recipe
 

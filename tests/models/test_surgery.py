@@ -11,11 +11,11 @@ import oracle
 from conftest import shared_network, tiny_network
 from prunelens import load
 from prunelens.errors import PrunelensError
-from prunelens.models.anatomy import Anatomy, find_anatomy
+from prunelens.models.anatomy.find import Anatomy, find_anatomy
 from prunelens.models.batches import pad_left
-from prunelens.models.export import export
-from prunelens.models.loading import wrap
-from prunelens.models.surgery import Drop, dropped, num_parameters
+from prunelens.models.opening.loading import wrap
+from prunelens.models.saving.export import export
+from prunelens.models.surgery.drop import Drop, dropped, num_parameters
 
 Parts = dict[str, list[int]]
 

@@ -9,10 +9,11 @@ import mask_oracle
 from conftest import tiny_model, tiny_network
 from prunelens import load
 from prunelens.errors import PrunelensError
-from prunelens.models.export import export
-from prunelens.models.loading import Model, wrap
-from prunelens.models.repairs import Repair, installed_repairs
-from prunelens.models.surgery import Drop, dropped, num_parameters
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.saving.export import export
+from prunelens.models.surgery.drop import Drop, dropped, num_parameters
+from prunelens.models.surgery.repairs import Repair, installed_repairs
 from prunelens.pruning.apply import Calibration, apply, check_recipe
 from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.recipe import parse_recipe

@@ -11,7 +11,8 @@ from tokenizers import processors
 
 from conftest import tiny_model, words
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, wrap
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
 from prunelens.pruning.calibration import MAX_LENGTH, read_calibration
 
 

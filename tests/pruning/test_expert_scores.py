@@ -9,8 +9,8 @@ from torch import Tensor
 
 from conftest import ALL_FAMILIES, VOCAB_SIZE, tiny_model
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model
-from prunelens.models.mixtures import Mixture, find_mixtures
+from prunelens.models.model import Model
+from prunelens.models.surgery.mixtures import Mixture, find_mixtures
 from prunelens.pruning.expert_scores import ExpertScores, choose_experts, score_experts
 
 FAMILIES = ["mixtral", "qwen3_moe", "olmoe", "deepseek_v3", "qwen3_next"]

@@ -6,7 +6,7 @@ import torch
 import oracle
 from conftest import tiny_model
 from prunelens.errors import PrunelensError
-from prunelens.models.surgery import Drop
+from prunelens.models.surgery.drop import Drop
 from prunelens.pruning.apply import apply
 from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.pruning.recipe import parse_recipe

@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from conftest import COMMON, tiny_model, tiny_network
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, wrap
-from prunelens.models.surgery import dropped
-from prunelens.models.twin import twin_of
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.drop import dropped
+from prunelens.models.surgery.shared_copy import twin_of
 from prunelens.pruning.apply import apply
 from prunelens.pruning.quantize import quantize, save_quantized
 from prunelens.pruning.recipe import parse_recipe

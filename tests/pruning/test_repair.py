@@ -13,11 +13,12 @@ from torch import Tensor, nn
 import repair_oracle
 from conftest import shared_network, tiny_model, tiny_network
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, wrap
-from prunelens.models.repairs import Repair, installed_repairs
-from prunelens.models.surgery import Drop, dropped
-from prunelens.models.taps import input_tensor
-from prunelens.models.twin import twin_of
+from prunelens.models.anatomy.hooks import input_tensor
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.drop import Drop, dropped
+from prunelens.models.surgery.repairs import Repair, installed_repairs
+from prunelens.models.surgery.shared_copy import twin_of
 from prunelens.pruning.apply import Calibration, Pruned, apply
 from prunelens.pruning.folding import find_cuts, fold_repairs, num_folding_runs
 from prunelens.pruning.least_squares import STRENGTHS, Moments

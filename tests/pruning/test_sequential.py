@@ -8,9 +8,10 @@ import torch
 import mask_oracle
 from conftest import shared_network, tiny_network
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, wrap
-from prunelens.models.surgery import Drop
-from prunelens.models.twin import twin_of
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.drop import Drop
+from prunelens.models.surgery.shared_copy import twin_of
 from prunelens.pruning.sequential import Masked, mask_weights
 from prunelens.pruning.steps import MaskStep
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prunelens.study.compare.schemas import SCHEMAS
 from prunelens.study.rows import rows_of
-from prunelens.study.schemas import SCHEMAS
 from prunelens.study.store import Run
 
 Row = dict[str, Any]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from conftest import tiny_model, words
-from prunelens.report.draft import draft_how, draft_rows
-from prunelens.report.page import render_page
-from prunelens.report.terminal import ROWS
-from prunelens.study.compare import compare
+from prunelens.api import compare
+from prunelens.report.pages.compare import render_page
+from prunelens.report.pages.draft import draft_how, draft_rows
+from prunelens.report.terminal.compare import ROWS
 from prunelens.study.store import Run
 from prunelens.tasks.prompts import PromptText
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-import prunelens.report.evaluation as terminal
+import prunelens.report.terminal.evaluate as terminal
 from conftest import text_model
-from prunelens.report.again import render_again
-from prunelens.report.evaluation import amount, chance_words, print_evaluation, remark
-from prunelens.report.evaluation_page import render_evaluation, render_evaluation_summary
-from prunelens.report.screen import console
-from prunelens.study.evaluate import evaluate
-from prunelens.study.evaluation import Evaluation
+from prunelens.api import evaluate
+from prunelens.report.pages.evaluate import render_evaluation, render_evaluation_summary
+from prunelens.report.pages.rerender import render_again
+from prunelens.report.terminal.evaluate import amount, chance_words, print_evaluation, remark
+from prunelens.report.terminal.screen import console
+from prunelens.results import Evaluation
 from prunelens.study.store import Run
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\nnew\u202eline\u200b\t"

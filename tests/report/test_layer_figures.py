@@ -11,19 +11,19 @@ from layer_runs import add_attribution, add_layers, add_noise
 from test_page import HOSTILE, SETTINGS, asked, browser, hostile_run, opened, tags_of  # noqa: F401
 
 from conftest import tiny_model, tiny_network, tiny_tokenizer
-from prunelens.models.loading import wrap
-from prunelens.report.accumulation import _ranges, split_rows
-from prunelens.report.attribution import attribution_figure
-from prunelens.report.attribution_words import sentences
-from prunelens.report.depth import depth_figure
-from prunelens.report.figures import Figure, Panel
-from prunelens.report.layers import cell_means, changed_places
-from prunelens.report.local import local_figures
-from prunelens.report.noise import floor_lines, floor_note, noise_rows, noise_sentence
-from prunelens.report.page import render_page
-from prunelens.study.compare import compare
+from prunelens.api import compare
+from prunelens.models.opening.loading import wrap
+from prunelens.report.figures.accumulation import _ranges, split_rows
+from prunelens.report.figures.attribution import attribution_figure
+from prunelens.report.figures.attribution_words import sentences
+from prunelens.report.figures.depth import depth_figure
+from prunelens.report.figures.drawing import Figure, Panel
+from prunelens.report.figures.layers import cell_means, changed_places
+from prunelens.report.figures.local import local_figures
+from prunelens.report.figures.noise import floor_lines, floor_note, noise_rows, noise_sentence
+from prunelens.report.pages.compare import render_page
+from prunelens.study.compare.schemas import SCHEMAS
 from prunelens.study.rows import by_prompt, rows_of
-from prunelens.study.schemas import SCHEMAS
 from prunelens.study.store import Run
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from conftest import tiny_model, tiny_network, tiny_tokenizer, words
-from prunelens.models.loading import wrap
-from prunelens.report.environment import breakable
-from prunelens.report.page import render_page
-from prunelens.study.compare import compare
-from prunelens.study.result import Comparison
+from prunelens.api import compare
+from prunelens.models.opening.loading import wrap
+from prunelens.report.pages.compare import render_page
+from prunelens.report.pages.environment import breakable
+from prunelens.results import Comparison
+from prunelens.study.compare.summary import texts_of
 from prunelens.study.store import Run
-from prunelens.study.summary import texts_of
 from prunelens.tasks.prompts import PromptText
 
 HOSTILE = (

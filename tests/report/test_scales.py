@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prunelens.report.scales import Scale, scale_key, scale_of
+from prunelens.report.figures.scales import Scale, scale_key, scale_of
 from prunelens.report.wording import setting
 
 

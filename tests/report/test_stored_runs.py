@@ -13,17 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import text_model, text_network, text_tokenizer
+from prunelens.api import advise, compare, evaluate, sweep
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model
-from prunelens.report.again import render_again
-from prunelens.study import cells
-from prunelens.study.advise import advise
-from prunelens.study.compare import compare
-from prunelens.study.evaluate import evaluate
-from prunelens.study.executors import EXECUTORS, Outcome
-from prunelens.study.result import Comparison
-from prunelens.study.search import Search
-from prunelens.study.sweep import sweep
+from prunelens.models.model import Model
+from prunelens.report.pages.rerender import render_again
+from prunelens.results import Comparison
+from prunelens.study.advise.search import Search
+from prunelens.study.sweep import cells
+from prunelens.study.sweep.executors import EXECUTORS, Outcome
 
 KINDS = ("run", "evaluation", "sweep", "advice")
 VALUES: tuple[Any, ...] = (None, [], {"": None}, -1, 10**30, "x" * 5_000)

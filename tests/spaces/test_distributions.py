@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import oracle
 from conftest import assert_stats
-from prunelens.spaces.distributions import PairedRows, pair_stats, top_ids
+from prunelens.metrics.distributions import PairedRows, pair_stats
+from prunelens.metrics.top_ids import top_ids
 
 CASES = [
     (97, 1.0, 0.3),

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from prunelens.spaces import head
-from prunelens.spaces.distributions import pair_stats
-from prunelens.spaces.head import Pair, stream_pairs
+from prunelens.metrics import head
+from prunelens.metrics.distributions import pair_stats
+from prunelens.metrics.head import Pair, stream_pairs
 
 
 def setup(rows: int = 37, width: int = 12, num_tokens: int = 201):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunelens.spaces.paired import (
+from prunelens.metrics.statistics import (
     Pair,
     fewest_items,
     flips,
@@ -18,7 +18,7 @@ from prunelens.spaces.paired import (
     score_interval,
     sign_test,
 )
-from prunelens.spaces.survival import Interval
+from prunelens.metrics.survival import Interval
 
 DRAWS = 20_000
 # Scores of dense and compressed items with at least one dense item above 0.

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunelens.spaces.ranks import rank_correlation
+from prunelens.metrics.statistics import rank_correlation
 
 # Whole numbers, so that the transforms below keep every order and every tie exactly.
 SCORES = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=3, max_size=12)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunelens.spaces.repetition import distinct_share, is_loop
+from prunelens.metrics.repetition import distinct_share, is_loop
 
 TOKENS = st.lists(st.integers(0, 3), max_size=14)
 

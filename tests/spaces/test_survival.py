@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
-from prunelens.spaces import survival
+from prunelens.metrics import survival
 
 
 def random_steps(generator: np.random.Generator, lengths: list[int]) -> list[list[dict[str, float]]]:

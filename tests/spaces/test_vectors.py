@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import oracle
-from prunelens.spaces.vectors import cosine_from_split, hidden_stats, split_deviation
+from prunelens.metrics.vectors import cosine_from_split, hidden_stats, split_deviation
 
 
 def test_equals_oracle() -> None:

@@ -15,26 +15,26 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-import prunelens.study.advise as advise_module
-import prunelens.study.ledger as ledger_module
-import prunelens.study.search as search_module
+import prunelens.study.advise.advise as advise_module
+import prunelens.study.advise.answers as ledger_module
+import prunelens.study.advise.search as search_module
 from conftest import COMMON, text_model, tiny_model
 from oracle import zeroed
+from prunelens.api import advise
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, wrap
-from prunelens.models.surgery import NOTHING, Drop
-from prunelens.models.variant import Variant
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.drop import NOTHING, Drop
+from prunelens.models.surgery.variant import Variant
 from prunelens.pruning.importance import choose, rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.report.advice_page import render_advice
-from prunelens.report.again import render_again
-from prunelens.study.advice import Advice
-from prunelens.study.advise import advise
-from prunelens.study.bench import Bench, TaskSettings
-from prunelens.study.deployment import loads_where
-from prunelens.study.held_out import NUM_RANDOM, compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
-from prunelens.study.ledger import Ledger, OutOfTimeError
-from prunelens.study.search import (
+from prunelens.report.pages.advise import render_advice
+from prunelens.report.pages.rerender import render_again
+from prunelens.results import Advice
+from prunelens.study.advise.answers import Ledger, OutOfTimeError
+from prunelens.study.advise.deployment import loads_where
+from prunelens.study.advise.held_out import NUM_RANDOM, compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
+from prunelens.study.advise.search import (
     PATIENCE,
     SPARSITIES,
     Aim,
@@ -46,7 +46,8 @@ from prunelens.study.search import (
     repair_of,
     strongest,
 )
-from prunelens.study.settings import silent
+from prunelens.study.compare.settings import silent
+from prunelens.study.evaluate.measure import Bench, TaskSettings
 from prunelens.study.store import Run
 from prunelens.tasks.prompts import prompts
 from prunelens.tasks.suite import CORE_TASKS, Metric, Scored, parse_tasks
@@ -651,7 +652,7 @@ def test_a_page_that_cannot_be_made_loses_nothing(
 ) -> None:
     target = copied(undisturbed, tmp_path / "search", lambda question: True)
     with monkeypatch.context() as patch:
-        patch.setattr("prunelens.report.advice_page.render_advice", lambda run: 1 / 0)
+        patch.setattr("prunelens.report.pages.advise.render_advice", lambda run: 1 / 0)
         with pytest.raises(PrunelensError, match=r"the page could not be made \(ZeroDivisionError.*prunelens report"):
             advise(dense, USE, target, **ASKED)
     assert Advice.open(target / USE).tables["tried"].equals(undisturbed[0].tables["tried"])

@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import text_model, text_network, tiny_model, words
+from prunelens.cache import cache_dir
 from prunelens.errors import PrunelensError
-from prunelens.models.cache import cache_dir
-from prunelens.models.loading import Model, wrap
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
 from prunelens.pruning.recipe import Recipe, parse_recipe
 from prunelens.study import calibration_texts as module
 from prunelens.study.calibration_texts import REPAIR_PROMPTS, REPAIR_SEEDS, calibrate, own_texts, repair_texts, unseen
-from prunelens.study.settings import silent
+from prunelens.study.compare.settings import silent
 from prunelens.tasks.prompts import prompts
 
 TASKS = Path(str(resources.files("prunelens.tasks")))

@@ -11,10 +11,10 @@ import torch
 
 import oracle
 from conftest import assert_stats, tiny_model, tiny_network, tiny_tokenizer, words
+from prunelens.api import compare
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import wrap
-from prunelens.study.compare import compare
-from prunelens.study.schemas import STAT_COLUMNS
+from prunelens.models.opening.loading import wrap
+from prunelens.study.compare.schemas import STAT_COLUMNS
 from prunelens.tasks.prompts import PromptText
 
 TEXTS = [(5, 9, 33), (4, 90, 17, 60, 61), (20,), (88, 12, 40, 41, 42, 43, 7), (30, 31, 32, 33)]
@@ -198,7 +198,7 @@ def test_another_model_equals_the_same_drop() -> None:
 
 def test_tables_hold_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read with pyarrow alone."""
-    monkeypatch.setattr("prunelens.report.page.render_page", lambda run: "<p>page</p>")
+    monkeypatch.setattr("prunelens.report.pages.compare.render_page", lambda run: "<p>page</p>")
     found = compare(tiny_model(), "drop-attention:1", prompts=texts(), **SETTINGS)
     found.report(tmp_path / "run")
     for name, columns in CONTRACT.items():

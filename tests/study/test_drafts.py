@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from conftest import tiny_model, words
-from prunelens.spaces.survival import draft_speedup
-from prunelens.study.compare import compare
-from prunelens.study.drafts import DRAFT_PROMPTS
-from prunelens.study.result import Comparison
-from prunelens.study.settings import Settings
+from prunelens.api import compare
+from prunelens.metrics.survival import draft_speedup
+from prunelens.results import Comparison
+from prunelens.study.compare.drafts import DRAFT_PROMPTS
+from prunelens.study.compare.settings import Settings
 from prunelens.tasks.prompts import PromptText
 
 NOT_ASKED = "not asked for; --draft measures it"

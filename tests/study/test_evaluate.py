@@ -14,16 +14,17 @@ import torch
 from tokenizers import processors
 
 import mask_oracle
-import prunelens.study.evaluate as module
+import prunelens.study.evaluate.evaluate as module
 from conftest import text_model, text_network, text_tokenizer
 from oracle import zeroed
+from prunelens.api import evaluate
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, wrap
-from prunelens.report.again import render_again
-from prunelens.study.bench import Bench, TaskSettings, _guessed_ndcg, _guessed_recall
-from prunelens.study.evaluate import evaluate
-from prunelens.study.evaluation import Evaluation
-from prunelens.study.verdict import Thresholds
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.report.pages.rerender import render_again
+from prunelens.results import Evaluation
+from prunelens.study.evaluate.measure import Bench, TaskSettings, _guessed_ndcg, _guessed_recall
+from prunelens.study.evaluate.verdict import Thresholds
 from prunelens.tasks.corpora import Corpus
 from prunelens.tasks.harness import Harness
 from prunelens.tasks.retrieval import score

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from prunelens.errors import PrunelensError
-from prunelens.study.executors import EXECUTORS, LOST_JOB, LOST_SETUP, MAX_ATTEMPTS, Outcome, run_local, run_ray
+from prunelens.study.sweep.executors import EXECUTORS, LOST_JOB, LOST_SETUP, MAX_ATTEMPTS, Outcome, run_local, run_ray
 
 Run = Callable[..., Iterator[Outcome]]
 PATIENCE = 60.0
@@ -319,7 +319,7 @@ PARENT = """
 import sys
 from pathlib import Path
 
-from prunelens.study.executors import run_local
+from prunelens.study.sweep.executors import run_local
 from test_executors import note_setup, stay
 
 if __name__ == "__main__":
@@ -333,7 +333,7 @@ JOINER = """
 import sys
 from pathlib import Path
 
-from prunelens.study.executors import run_ray
+from prunelens.study.sweep.executors import run_ray
 from test_executors import note_job, note_setup
 
 if __name__ == "__main__":

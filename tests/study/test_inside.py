@@ -11,15 +11,15 @@ import pytest
 import torch
 
 import layer_oracle
-import prunelens.cli
+import prunelens.cli.main
 from conftest import tiny_model, words
+from prunelens.api import compare
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, wrap
-from prunelens.spaces.survival import ratio_interval
-from prunelens.study.compare import compare
-from prunelens.study.result import Comparison
-from prunelens.study.schemas import SCHEMAS, STAT_COLUMNS
-from prunelens.study.store import RUN
+from prunelens.metrics.survival import ratio_interval
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.results import Comparison
+from prunelens.study.compare.schemas import RUN, SCHEMAS, STAT_COLUMNS
 from prunelens.tasks.prompts import PromptText
 from prunelens.tracing.generate import Greedy, write
 
@@ -517,7 +517,7 @@ def test_a_run_comes_back_whole_and_its_page_is_made_again(
     page.write_text("old", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["prunelens", "report", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as stopped:
-        prunelens.cli.main()
+        prunelens.cli.main.main()
     assert stopped.value.code == 0
     after = page.read_text(encoding="utf-8")
     assert abs(len(after) - len(before)) < 0.01 * len(before)

@@ -18,18 +18,19 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-import prunelens.cli
+import prunelens.cli.main
 from conftest import COMMON, tiny_network, tiny_tokenizer, words
+from prunelens.api import compare, prune
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, load
-from prunelens.models.surgery import num_parameters
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import load
+from prunelens.models.surgery.drop import num_parameters
 from prunelens.pruning.apply import Calibration, Pruned, apply
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.study.card import model_card
-from prunelens.study.compare import compare
-from prunelens.study.prune import PruneResult, prune
-from prunelens.study.result import Comparison
+from prunelens.results import Comparison
+from prunelens.study.prune.card import model_card
+from prunelens.study.prune.prune import PruneResult
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -517,7 +518,7 @@ def cli(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         monkeypatch.setattr(sys, "argv", ["prunelens", *argv])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            prunelens.cli.main()
+            prunelens.cli.main.main()
         printed = capsys.readouterr()
         return int(stop.value.code or 0), printed.out, printed.err
 
@@ -593,7 +594,7 @@ def test_a_recipe_in_yaml_is_pruned_by(cli: Cli, tmp_path: Path) -> None:
 def test_a_bad_request_is_refused_before_the_model_is_opened(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], said: str
 ) -> None:
-    monkeypatch.setattr("prunelens.models.loading.load", lambda *args, **more: pytest.fail("too late"))
+    monkeypatch.setattr("prunelens.models.opening.loading.load", lambda *args, **more: pytest.fail("too late"))
     assert said in refused(cli, tmp_path, "checkpoint", *argv, "-o", "out")
 
 
@@ -603,7 +604,7 @@ def test_what_is_quantised_already_is_refused_before_any_work(
 ) -> None:
     assert cli("prune", "checkpoint", "quantize:int8", "-o", "small")[0] == 0
     load("small")  # its fingerprint is known
-    monkeypatch.setattr("prunelens.study.prune.calibrate", lambda *args: pytest.fail("too late"))
+    monkeypatch.setattr("prunelens.study.prune.prune.calibrate", lambda *args: pytest.fail("too late"))
     assert "small is quantised" in refused(cli, tmp_path, "small", recipe, "-o", "out")
 
 
@@ -622,7 +623,7 @@ def test_a_folder_that_is_something_else_stays(
 ) -> None:
     (tmp_path / "holiday").mkdir()
     (tmp_path / "holiday" / "photo.jpg").write_bytes(b"photo")
-    monkeypatch.setattr("prunelens.models.loading.load", lambda *args, **more: pytest.fail("too late"))
+    monkeypatch.setattr("prunelens.models.opening.loading.load", lambda *args, **more: pytest.fail("too late"))
     found = refused(cli, tmp_path, "checkpoint", "drop-mlp@1", "-o", output)
     assert "a new folder or an earlier checkpoint" in found
 

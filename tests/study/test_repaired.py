@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 
 from conftest import text_model, tiny_model, words
+from prunelens.api import compare
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model
+from prunelens.models.model import Model
+from prunelens.results import Comparison
 from prunelens.study import calibration_texts as calibration_module
-from prunelens.study.benchmark import benchmark
-from prunelens.study.compare import compare
-from prunelens.study.result import Comparison
-from prunelens.study.speed import SpeedSettings
+from prunelens.study.benchmark.benchmark import run_benchmark
+from prunelens.study.benchmark.record import SpeedSettings
 from prunelens.tasks.prompts import PromptText
 
 ATTENTION, BLOCK = "drop-attention@1", "drop-block@1"
@@ -256,7 +256,7 @@ def test_a_model_of_few_words_is_calibrated_by_a_file(tmp_path: Path) -> None:
 
 
 def measured(model: Model, *recipes: str) -> list[Any]:
-    return benchmark(model, recipes, SpeedSettings(batch_size=2, context=10, new_tokens=3, repeats=2))
+    return run_benchmark(model, recipes, SpeedSettings(batch_size=2, context=10, new_tokens=3, repeats=2))
 
 
 def test_a_repaired_attention_keeps_no_more_in_the_cache_than_none() -> None:

@@ -11,21 +11,23 @@ import torch
 from rich.console import Console
 from torch import nn
 
-import prunelens.cli
-import prunelens.study.benchmark as benchmark_module
-import prunelens.study.runs as runs
-import prunelens.study.speed as speed_module
+import prunelens.cli.main
+import prunelens.study.benchmark.benchmark as benchmark_module
+import prunelens.study.benchmark.speed as speed_module
+import prunelens.study.benchmark.timing as runs
 from conftest import tiny_model, words
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, load
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import load
 from prunelens.models.sizes import network_bytes
-from prunelens.models.surgery import NOTHING, Drop
-from prunelens.models.twin import named_owners, set_weight, twin_of
-from prunelens.models.variant import Variant
-from prunelens.report.speed import print_speeds, size_in_words, speed_table, speeds_as_json
-from prunelens.study.benchmark import benchmark
-from prunelens.study.runs import CacheSize, Run
-from prunelens.study.speed import Speed, SpeedSettings, Spread, measure_speeds
+from prunelens.models.surgery.drop import NOTHING, Drop
+from prunelens.models.surgery.shared_copy import named_owners, set_weight, twin_of
+from prunelens.models.surgery.variant import Variant
+from prunelens.report.terminal.benchmark import print_speeds, size_in_words, speed_table, speeds_as_json
+from prunelens.study.benchmark.benchmark import run_benchmark
+from prunelens.study.benchmark.record import Speed, SpeedSettings, Spread
+from prunelens.study.benchmark.speed import measure_speeds
+from prunelens.study.benchmark.timing import CacheSize, Run
 
 SMALL = SpeedSettings(batch_size=2, context=10, new_tokens=3, repeats=2)
 FIRST = Drop(attention=frozenset([0]))
@@ -400,7 +402,7 @@ def test_sizes_in_words(size: float | None, words: str) -> None:
 def test_recipes_and_models_are_measured_beside_the_dense_one(checkpoint: Path) -> None:
     model, other = load(checkpoint, device="cpu"), tiny_model(seed=1)
     recipes = ("drop-attention@1,2", "drop-block@2", "magnitude:0.5")
-    dense, attention, block, zeros, opened = benchmark(model, [*recipes, other], SMALL)
+    dense, attention, block, zeros, opened = run_benchmark(model, [*recipes, other], SMALL)
     assert [speed.label for speed in (dense, attention, block, zeros, opened)] == ["dense", *recipes, "tiny-llama"]
     layer = 2 * 2 * 8 * 4
     assert [speed.kv_bytes_per_token for speed in (dense, attention, block, zeros, opened)] == [
@@ -418,7 +420,7 @@ def test_recipes_and_models_are_measured_beside_the_dense_one(checkpoint: Path) 
 
 def test_what_saving_a_recipe_would_write(checkpoint: Path) -> None:
     model = load(checkpoint, device="cpu")
-    _, attention, block, zeros = benchmark(model, ["drop-attention@1", "drop-block@2", "magnitude:0.5"], SMALL)
+    _, attention, block, zeros = run_benchmark(model, ["drop-attention@1", "drop-block@2", "magnitude:0.5"], SMALL)
     weights = list(model.network.parameters())
     cut = sum(weight.numel() for weight in model.anatomy.blocks[2].module.parameters())
     left = 1 - cut / sum(weight.numel() for weight in weights)
@@ -434,7 +436,7 @@ def test_what_saving_a_recipe_would_write(checkpoint: Path) -> None:
 
 def test_dropped_experts_stay_in_memory_and_are_not_stored() -> None:
     model = tiny_model("mixtral")
-    dense, half = benchmark(model, ["drop-experts:0.5,uniform"], SMALL)
+    dense, half = run_benchmark(model, ["drop-experts:0.5,uniform"], SMALL)
     assert half.weight_bytes_in_memory == dense.weight_bytes_in_memory
     experts = sum(block.module.mlp.experts.down_proj.nbytes * 3 for block in model.anatomy.blocks)
     gates = sum(block.module.mlp.gate.weight.nbytes for block in model.anatomy.blocks)
@@ -444,7 +446,7 @@ def test_dropped_experts_stay_in_memory_and_are_not_stored() -> None:
 
 def test_quantised_recipes_say_what_they_left(checkpoint: Path) -> None:
     pytest.importorskip("torchao")
-    dense, small = benchmark(load(checkpoint, device="cpu"), ["quantize:int4"], SMALL)
+    dense, small = run_benchmark(load(checkpoint, device="cpu"), ["quantize:int4"], SMALL)
     assert small.weight_bytes_in_memory < dense.weight_bytes_in_memory
     assert small.weight_bytes_stored is not None
     assert small.weight_bytes_stored < dense.weight_bytes_stored  # type: ignore[operator]
@@ -466,12 +468,12 @@ def test_calibration_texts_are_read_where_given(
         own(candidates, dense, texts, ranking, *rest)
 
     monkeypatch.setattr(benchmark_module, "apply_recipes", watched)
-    benchmark(model, [recipe], SMALL, text)
+    run_benchmark(model, [recipe], SMALL, text)
     ((texts, ranking),) = taken
     assert [token for row in texts.texts for token in row if token > 2] == list(range(3, 40))
     assert (ranking is None) == (recipe == "wanda:0.5")
     with pytest.raises(PrunelensError, match="nowhere"):
-        benchmark(model, [recipe], SMALL, tmp_path / "nowhere.txt")
+        run_benchmark(model, [recipe], SMALL, tmp_path / "nowhere.txt")
 
 
 def test_what_cannot_be_measured_is_refused_before_recipes_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,7 +487,7 @@ def test_what_cannot_be_measured_is_refused_before_recipes_are_applied(monkeypat
         (["magnitude:0.5", "magnitude:0.5"], {}, "is given twice"),
     ):
         with pytest.raises(PrunelensError, match=message):
-            benchmark(model, compressed, replace(SMALL, **changed))
+            run_benchmark(model, compressed, replace(SMALL, **changed))
 
 
 # --- the command -------------------------------------------------------------------------------------------
@@ -495,7 +497,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     monkeypatch.setattr(sys, "argv", ["prunelens", "benchmark", *map(str, arguments)])
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stop:
-        prunelens.cli.main()
+        prunelens.cli.main.main()
     assert isinstance(stop.value.code, int)
     return stop.value.code
 

@@ -16,14 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from prunelens.errors import PrunelensError
-from prunelens.study.schemas import SCHEMAS, STAT_COLUMNS
-from prunelens.study.store import (
-    RUN,
-    Run,
-    read_run,
-    replace_page,
-    write_run,
-)
+from prunelens.study.compare.schemas import RUN, SCHEMAS, STAT_COLUMNS
+from prunelens.study.store import Run, read_run, replace_page, write_run
 
 INFO: dict[str, Any] = {
     "format": RUN.format,

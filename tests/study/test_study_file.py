@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from prunelens.errors import PrunelensError
-from prunelens.models.identify import identify
-from prunelens.study.bench import TaskSettings
-from prunelens.study.settings import Settings
-from prunelens.study.study_file import Asking, Cell, Comparing, Study, cells_of, key_of, parse_study, read_study
-from prunelens.study.verdict import Thresholds
+from prunelens.models.opening.fingerprint import identify
+from prunelens.study.compare.settings import Settings
+from prunelens.study.evaluate.measure import TaskSettings
+from prunelens.study.evaluate.verdict import Thresholds
+from prunelens.study.sweep.study_file import Asking, Cell, Comparing, Study, cells_of, key_of, parse_study, read_study
 from prunelens.tasks.suite import USES
 
 HEAD = "model: smollm2\n"

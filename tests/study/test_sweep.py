@@ -21,20 +21,22 @@ import pytest
 import scipy.stats
 
 from conftest import text_network, text_tokenizer
+from prunelens.api import evaluate, sweep
 from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.pruning.steps import DROPS, MASKS
-from prunelens.report.again import render_again
-from prunelens.report.sweep_page import render_sweep
-from prunelens.study.cells import CELL
-from prunelens.study.evaluate import evaluate
-from prunelens.study.executors import EXECUTORS, Outcome, run_local
-from prunelens.study.forecasts import PREDICTIONS, alike, calibration, use_loss
-from prunelens.study.store import RUN, Run, read_run, write_run
-from prunelens.study.study_file import Cell
-from prunelens.study.sweep import SWEEP, Sweep, sweep
-from prunelens.study.sweep_tables import CELL_NUMBERS, SCHEMAS, _kind, is_drop, is_mask
-from prunelens.study.verdict import AT_RISK, BROKEN, SAFE, UNKNOWN
+from prunelens.report.pages.rerender import render_again
+from prunelens.report.pages.sweep import render_sweep
+from prunelens.results import Sweep
+from prunelens.study.compare.schemas import RUN
+from prunelens.study.evaluate.verdict import AT_RISK, BROKEN, SAFE, UNKNOWN
+from prunelens.study.store import Run, read_run, write_run
+from prunelens.study.sweep.cells import CELL
+from prunelens.study.sweep.executors import EXECUTORS, Outcome, run_local
+from prunelens.study.sweep.forecasts import PREDICTIONS, alike, calibration, use_loss
+from prunelens.study.sweep.study_file import Cell
+from prunelens.study.sweep.sweep import SWEEP
+from prunelens.study.sweep.tables import CELL_NUMBERS, SCHEMAS, _kind, is_drop, is_mask
 from prunelens.tasks.suite import USES, suite_folder
 
 PATIENCE = 120.0
@@ -52,7 +54,7 @@ def _server() -> Iterator[None]:
     here = Path(__file__).parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here, here.parent))))
-        CONTEXT.set_forkserver_preload(["prunelens.study.sweep", __name__])
+        CONTEXT.set_forkserver_preload(["prunelens.study.sweep.sweep", __name__])
         forkserver.ensure_running()
     yield
     forkserver._forkserver._stop()
@@ -254,7 +256,7 @@ def actors() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith("ray::_Bench"):
+            if " ".join(process.cmdline()).startswith("ray::Worker"):
                 found.append(process)
     return found
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prunelens.study.tables import _token_text
+from prunelens.study.compare.tables import _token_text
 
 
 class _SentencePiece:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from prunelens.spaces.paired import wilson
-from prunelens.study.scores import paired_values, score_rows
-from prunelens.study.verdict import (
+from prunelens.metrics.statistics import wilson
+from prunelens.study.evaluate.scores import paired_values, score_rows
+from prunelens.study.evaluate.verdict import (
     AT_RISK,
     BROKEN,
     MIN_OPTIONS,

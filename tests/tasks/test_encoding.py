@@ -9,14 +9,14 @@ from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from conftest import text_model, text_network, text_tokenizer, tiny_model, tiny_network, words
+from prunelens.api import compare, evaluate
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, load, wrap
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import load, wrap
 from prunelens.models.texts import added_ending, text_ids, texts_ids
-from prunelens.study.bench import Bench, TaskSettings
 from prunelens.study.calibration_texts import own_texts, repair_texts
-from prunelens.study.compare import compare
-from prunelens.study.evaluate import evaluate
-from prunelens.study.settings import silent
+from prunelens.study.compare.settings import silent
+from prunelens.study.evaluate.measure import Bench, TaskSettings
 from prunelens.tasks.chats import lost_messages
 from prunelens.tasks.encoding import encode, encode_each, prompt_notes
 from prunelens.tasks.prompts import Prompt, PromptText

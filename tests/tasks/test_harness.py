@@ -19,9 +19,10 @@ from lm_eval.api.metrics import bleu, mean
 from conftest import text_model, text_network, text_tokenizer, tiny_network
 from oracle import zeroed
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, wrap
-from prunelens.models.surgery import Drop, dropped
-from prunelens.study.settings import silent
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.drop import Drop, dropped
+from prunelens.study.compare.settings import silent
 from prunelens.tasks.harness import Harness
 from prunelens.tasks.harness_metrics import HarnessTask, score_items
 from prunelens.tasks.suite import CORE_HARNESS, Metric, Scored, in_subset, suite_folder

@@ -14,13 +14,14 @@ from lm_eval.models.huggingface import HFLM
 
 import prunelens.tasks.runner  # before the fixtures replace what it imports
 from conftest import text_model, text_network, text_tokenizer
+from prunelens.api import evaluate
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, wrap
-from prunelens.study.bench import TaskSettings, open_harness
-from prunelens.study.evaluate import evaluate
-from prunelens.study.evaluation import Evaluation
-from prunelens.study.scores import score_rows
-from prunelens.study.settings import silent
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.results import Evaluation
+from prunelens.study.compare.settings import silent
+from prunelens.study.evaluate.measure import TaskSettings, open_harness
+from prunelens.study.evaluate.scores import score_rows
 from prunelens.tasks import suite
 from prunelens.tasks.harness import Harness
 from prunelens.tasks.suite import Scored, parse_tasks, suite_folder

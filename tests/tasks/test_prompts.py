@@ -10,8 +10,9 @@ from tokenizers import processors
 
 from conftest import tiny_model, tiny_network, words
 from prunelens.errors import PrunelensError
-from prunelens.models import builtin
-from prunelens.models.loading import Model, wrap
+from prunelens.models.model import Model
+from prunelens.models.opening import builtin
+from prunelens.models.opening.loading import wrap
 from prunelens.tasks.encoding import encode
 from prunelens.tasks.prompts import Prompt, PromptText, prompts
 

@@ -15,9 +15,10 @@ from tokenizers import processors
 
 from conftest import shared_network, tiny_model, tiny_network, tiny_tokenizer, words
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, wrap
-from prunelens.models.surgery import Drop
-from prunelens.models.variant import Variant
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.drop import Drop
+from prunelens.models.surgery.variant import Variant
 from prunelens.tasks.corpora import Corpus, read_corpus
 from prunelens.tasks.retrieval import (
     POOLINGS,

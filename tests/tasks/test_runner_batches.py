@@ -12,9 +12,11 @@ from conftest import text_model, tiny_model
 from families import build
 from prunelens.errors import PrunelensError
 from prunelens.models.batches import Batching
-from prunelens.models.loading import Model, wrap
-from prunelens.models.variant import Variant
-from prunelens.study.speed import SpeedSettings, check_lengths
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.variant import Variant
+from prunelens.study.benchmark.record import SpeedSettings
+from prunelens.study.benchmark.speed import check_lengths
 from prunelens.tasks import runner
 from prunelens.tasks.retrieval import embed
 from prunelens.tracing.draft import write_assisted

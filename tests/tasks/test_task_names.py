@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunelens.errors import PrunelensError
-from prunelens.study.evaluate import check_evaluation
+from prunelens.study.evaluate.evaluate import check_evaluation
 from prunelens.tasks import names
 from prunelens.tasks.names import harness_names
 from prunelens.tasks.suite import is_retrieval, parse_tasks

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import processors
 
-import prunelens.cli
+import prunelens.cli.main
 from conftest import text_network, text_tokenizer
 from prunelens.tasks import rendering
 
@@ -33,7 +33,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(sys, "argv", ["prunelens", *argv])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            prunelens.cli.main()
+            prunelens.cli.main.main()
         printed = capsys.readouterr()
         code = int(stop.value.code or 0)
         return code, printed.err if code else printed.out

@@ -8,9 +8,10 @@ import torch
 
 import layer_oracle
 from conftest import tiny_model
-from prunelens.models.loading import Model, wrap
-from prunelens.models.surgery import Drop
-from prunelens.models.variant import Variant
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.drop import Drop
+from prunelens.models.surgery.variant import Variant
 from prunelens.tracing.attribution import REST, Attribution, Damage, changed_parts
 from prunelens.tracing.forced import Trajectory
 

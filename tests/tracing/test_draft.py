@@ -8,9 +8,9 @@ import torch
 
 from conftest import tiny_model
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model
-from prunelens.models.surgery import Drop
-from prunelens.models.variant import Variant
+from prunelens.models.model import Model
+from prunelens.models.surgery.drop import Drop
+from prunelens.models.surgery.variant import Variant
 from prunelens.tracing.draft import draft_of, measure_draft, write_assisted, write_plain
 from prunelens.tracing.draft_run import DraftRun, Round, Written
 

@@ -5,8 +5,8 @@ import torch
 
 import oracle
 from conftest import assert_stats, tiny_model
-from prunelens.models.surgery import Drop
-from prunelens.spaces.head import Pair, stream_pairs
+from prunelens.metrics.head import Pair, stream_pairs
+from prunelens.models.surgery.drop import Drop
 from prunelens.tracing.forced import Trajectory, forced_states
 
 DROPS = {

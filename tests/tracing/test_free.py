@@ -8,8 +8,8 @@ import torch
 
 import oracle
 from conftest import tiny_model
-from prunelens.models.loading import Model
-from prunelens.models.surgery import Drop, dropped
+from prunelens.models.model import Model
+from prunelens.models.surgery.drop import Drop, dropped
 from prunelens.tracing.free import NUM_COUPLINGS, Coupled, Draw, _count_end, write_coupled, write_dense
 from prunelens.tracing.generate import Continuation, Greedy, draw, uniforms, write
 

@@ -8,8 +8,8 @@ import torch
 import prunelens.tracing.greedy_drop as module
 from conftest import tiny_model
 from oracle import zeroed
-from prunelens.models.loading import Model
-from prunelens.models.surgery import NOTHING, Drop
+from prunelens.models.model import Model
+from prunelens.models.surgery.drop import NOTHING, Drop
 from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.greedy_drop import Part, damage_of_drops
 

@@ -8,10 +8,11 @@ import torch
 
 import layer_oracle
 from conftest import assert_stats, tiny_model
-from prunelens.models.loading import Model, wrap
-from prunelens.models.surgery import NOTHING, Drop
-from prunelens.models.variant import Variant
-from prunelens.study.schemas import STAT_COLUMNS
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.drop import NOTHING, Drop
+from prunelens.models.surgery.variant import Variant
+from prunelens.study.compare.schemas import STAT_COLUMNS
 from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.layers import LayerRows, even_steps, trace_layers
 
@@ -137,7 +138,7 @@ def test_batches_change_nothing(batch_tokens: int) -> None:
 
 def test_the_last_depth_is_the_head() -> None:
     """L2 behind the last sublayer, through the norm, is L3 at these steps."""
-    from prunelens.spaces.head import Pair, stream_pairs
+    from prunelens.metrics.head import Pair, stream_pairs
     from prunelens.tracing.forced import forced_states
 
     model = tiny_model("llama", torch.float64)

@@ -10,13 +10,14 @@ from transformers import GenerationConfig
 
 import oracle
 from conftest import tiny_model, words
-from prunelens.models.loading import Model, wrap
-from prunelens.models.surgery import Drop
-from prunelens.models.variant import Variant
-from prunelens.spaces import head
-from prunelens.spaces.head import token_nll
-from prunelens.spaces.repetition import distinct_share, is_loop
-from prunelens.study.scores import score_rows
+from prunelens.metrics import head
+from prunelens.metrics.head import token_nll
+from prunelens.metrics.repetition import distinct_share, is_loop
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import wrap
+from prunelens.models.surgery.drop import Drop
+from prunelens.models.surgery.variant import Variant
+from prunelens.study.evaluate.scores import score_rows
 from prunelens.tasks.encoding import encode
 from prunelens.tasks.prompts import Prompt, PromptText
 from prunelens.tasks.suite import Scored

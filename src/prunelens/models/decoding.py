@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
-from prunelens.models.taps import decoder_of
+from prunelens.models.anatomy.hooks import decoder_of
 
 
 def decode(

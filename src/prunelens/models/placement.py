@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunelens.cache import cache_dir, scratch_folder
 from prunelens.errors import PrunelensError, shown
 from prunelens.memory import is_out_of_memory as is_out_of_memory
-from prunelens.models.cache import cache_dir, scratch_folder
 
 AUTO = "auto"
 DISK = "disk"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from prunelens.models.loading import Model
+from prunelens.models.model import Model
 
 PROBES = ("a", "1", ".")
 

@@ -8,14 +8,14 @@ from typing import Literal
 from torch import Tensor
 
 from prunelens.errors import PrunelensError, shown
-from prunelens.models.experts import mask_experts, num_dropped_parameters
-from prunelens.models.loading import Model
-from prunelens.models.mixtures import find_mixtures
-from prunelens.models.repairs import Repair, installed_repairs
+from prunelens.models.model import Model
 from prunelens.models.sizes import is_quantized, tensor_bytes
-from prunelens.models.surgery import NOTHING, Drop, dropped, kept_weights, num_parameters, remove
-from prunelens.models.twin import twin_of
-from prunelens.models.variant import Variant
+from prunelens.models.surgery.drop import NOTHING, Drop, dropped, kept_weights, num_parameters, remove
+from prunelens.models.surgery.experts import mask_experts, num_dropped_parameters
+from prunelens.models.surgery.mixtures import find_mixtures
+from prunelens.models.surgery.repairs import Repair, installed_repairs
+from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.variant import Variant
 from prunelens.pruning.expert_scores import choose_experts, score_experts
 from prunelens.pruning.folding import find_cuts, fold_repairs, num_folding_runs
 from prunelens.pruning.head_metric import head_metric

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from prunelens.documents import parse_json
 from prunelens.errors import PrunelensError, check_keys, cut, shown
-from prunelens.models.loading import Model
+from prunelens.models.model import Model
 from prunelens.models.texts import text_ids
-from prunelens.reading import parse_json, read_array, read_lines, read_text
+from prunelens.reading import read_array, read_lines, read_text
 
 MAX_LENGTH = 2048
 KEYS = ("text", "prompt", "id", "kind", "options", "answer")

@@ -13,10 +13,10 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
 from prunelens.errors import PrunelensError
+from prunelens.models.anatomy.hooks import decoder_of, run_decoder
 from prunelens.models.batches import equal_batches, pad_right, with_tokens
-from prunelens.models.loading import Model
-from prunelens.models.mixtures import Mixture, Routed, check_kept, find_mixtures, routed
-from prunelens.models.taps import decoder_of, run_decoder
+from prunelens.models.model import Model
+from prunelens.models.surgery.mixtures import Mixture, Routed, check_kept, find_mixtures, routed
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model
-from prunelens.models.parts import Block, Sublayer
-from prunelens.models.proofs import is_close
-from prunelens.models.streams import BlockPass, SublayerPass
-from prunelens.models.surgery import Drop, remove
-from prunelens.models.twin import named_owners, set_weight, twin_of
-from prunelens.models.zeroing import added, silencing_weights
+from prunelens.models.anatomy.parts import Block, Sublayer
+from prunelens.models.anatomy.proofs import is_close
+from prunelens.models.anatomy.streams import BlockPass, SublayerPass
+from prunelens.models.model import Model
+from prunelens.models.saving.zeroing import added, silencing_weights
+from prunelens.models.surgery.drop import Drop, remove
+from prunelens.models.surgery.shared_copy import named_owners, set_weight, twin_of
 from prunelens.pruning.least_squares import choose_strength, solve
 from prunelens.pruning.matrices import find_weights
 from prunelens.pruning.repair import BATCH_TOKENS, Advance, Fitted, Gap, Passes, Prefix, Walk, explained

@@ -12,9 +12,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from prunelens.errors import PrunelensError
+from prunelens.models.anatomy.hooks import decoder_of, record_outputs, run_decoder, run_head
 from prunelens.models.batches import pad_right, plan_batches, with_tokens
-from prunelens.models.loading import Model
-from prunelens.models.taps import decoder_of, record_outputs, run_decoder, run_head
+from prunelens.models.model import Model
 
 NUM_TOKENS = 2048
 BATCH_TOKENS = 2048

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from prunelens.errors import PrunelensError, shown
+from prunelens.models.anatomy.hooks import decoder_of, run_decoder
+from prunelens.models.anatomy.streams import BlockPass, watched_blocks
 from prunelens.models.batches import pad_right, plan_batches, with_tokens
-from prunelens.models.loading import Model
-from prunelens.models.streams import BlockPass, watched_blocks
-from prunelens.models.surgery import Drop
-from prunelens.models.taps import decoder_of, run_decoder
+from prunelens.models.model import Model
+from prunelens.models.surgery.drop import Drop
 from prunelens.pruning.recipe import Recipe
 from prunelens.pruning.steps import Step
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
-from prunelens.models.parts import Block
+from prunelens.models.anatomy.parts import Block
 from prunelens.models.sizes import is_quantized
 
 LEFT_TIMES_RIGHT = {

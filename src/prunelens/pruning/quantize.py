@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model
-from prunelens.models.opening import quiet
-from prunelens.models.probe import probe_ids
-from prunelens.models.taps import decoder_of, run_decoder
+from prunelens.models.anatomy.hooks import decoder_of, run_decoder
+from prunelens.models.anatomy.probe import probe_ids
+from prunelens.models.model import Model
+from prunelens.models.opening.quiet import quiet
 from prunelens.pruning.matrices import find_weights
 from prunelens.pruning.steps import Format
 
@@ -83,8 +83,8 @@ def save_quantized(plain: Path, target: Path, to: Format) -> None:
     """
     from transformers import TorchAoConfig
 
-    from prunelens.models.auto_class import auto_class_of
-    from prunelens.models.loading import load
+    from prunelens.models.opening.auto_class import auto_class_of
+    from prunelens.models.opening.loading import load
 
     opened = load(plain)
     chosen = {name for name, _ in _linears(opened, to)}

@@ -23,6 +23,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from prunelens.documents import read_yaml
 from prunelens.errors import PrunelensError, check_keys, nearest, one_line, shown
 from prunelens.pruning.steps import (
     DROPS,
@@ -37,7 +38,7 @@ from prunelens.pruning.steps import (
     RepairStep,
     Step,
 )
-from prunelens.reading import checked_path, is_directory, is_file, read_yaml
+from prunelens.reading import checked_path, is_directory, is_file
 
 SYNTAX = (
     f"a recipe is METHOD:COUNT or METHOD@INDEX,INDEX with METHOD one of {', '.join(DROPS)}; or one of "

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from prunelens.errors import PrunelensError
+from prunelens.models.anatomy.streams import BlockPass, SublayerPass, watched_blocks
 from prunelens.models.batches import pad_right, plan_batches, with_tokens
-from prunelens.models.loading import Model
-from prunelens.models.repairs import Repair
-from prunelens.models.spans import run_span
-from prunelens.models.streams import BlockPass, SublayerPass, watched_blocks
-from prunelens.models.surgery import Drop, remove
-from prunelens.models.twin import twin_of
+from prunelens.models.model import Model
+from prunelens.models.surgery.drop import Drop, remove
+from prunelens.models.surgery.repairs import Repair
+from prunelens.models.surgery.run_span import run_span
+from prunelens.models.surgery.shared_copy import twin_of
 from prunelens.pruning.least_squares import Affine, Moments, choose_strength, limit_rank, solve, squared_error
 from prunelens.pruning.steps import RepairStep
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunelens.models.anatomy.parts import Block
 from prunelens.models.batches import equal_batches, with_tokens
-from prunelens.models.loading import Model
-from prunelens.models.parts import Block
-from prunelens.models.repairs import Repair
-from prunelens.models.spans import run_span
-from prunelens.models.surgery import NOTHING, Drop, dropped
-from prunelens.models.twin import set_weight
+from prunelens.models.model import Model
+from prunelens.models.surgery.drop import NOTHING, Drop, dropped
+from prunelens.models.surgery.repairs import Repair
+from prunelens.models.surgery.run_span import run_span
+from prunelens.models.surgery.shared_copy import set_weight
 from prunelens.pruning.masks import magnitude_mask, wanda_mask
 from prunelens.pruning.matrices import InputStatistics, Products, Squares, Weight, find_weights, watched_inputs
 from prunelens.pruning.sparsegpt import Curvature, curvature, sparsegpt_weight

@@ -10,14 +10,14 @@ from importlib import resources
 from itertools import accumulate
 from pathlib import Path
 
+from prunelens.cache import cache_dir, write_whole
+from prunelens.documents import read_json
 from prunelens.errors import PrunelensError
-from prunelens.models.cache import cache_dir, write_whole
-from prunelens.models.loading import Model
+from prunelens.models.model import Model
 from prunelens.pruning.apply import Calibration
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.recipe import Recipe
-from prunelens.reading import read_json
-from prunelens.study.settings import Reporter, Settings
+from prunelens.study.compare.settings import Reporter, Settings
 from prunelens.tasks.encoding import encode, encode_each
 from prunelens.tasks.prompts import Prompt, prompts
 from prunelens.tracing.generate import Greedy, Rule, Sampled, uniforms, write

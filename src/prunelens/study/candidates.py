@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model, load
-from prunelens.models.surgery import num_parameters
-from prunelens.models.variant import Variant
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import load
+from prunelens.models.surgery.drop import num_parameters
+from prunelens.models.surgery.variant import Variant
 from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
 from prunelens.pruning.importance import Ranking
 from prunelens.pruning.matrices import zero_share
 from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
-from prunelens.study.settings import Reporter
+from prunelens.study.compare.settings import Reporter
 
 Compressible = str | Path | Recipe | Model
 

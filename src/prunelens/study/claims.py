@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunelens.cache import write_whole
 from prunelens.errors import PrunelensError
-from prunelens.models.cache import write_whole
-from prunelens.models.folders import make_parents, remove_empty
-from prunelens.models.locks import locked
+from prunelens.files import make_parents, remove_empty
+from prunelens.locks import locked
 
 LOCK = ".lock"
 HALF = re.compile(r"\.[^.]+\.(json|html|parquet)\.[a-z0-9_]{8}")

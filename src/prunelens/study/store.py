@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
 
-from prunelens.errors import PrunelensError, shown
-from prunelens.models import folders
-from prunelens.models.cache import write_whole
-from prunelens.reading import MIB, checked_path, read_json
-from prunelens.study.schemas import SCHEMAS
+from prunelens import files
+from prunelens.cache import write_whole
+from prunelens.documents import read_json
+from prunelens.errors import PrunelensError, cut, one_line, shown
+from prunelens.reading import MIB, checked_path
 
 T = TypeVar("T")
 RECORD = "run.json"
@@ -28,7 +29,10 @@ UNDEFINED = "not a finite number: it is undefined for these models (0/0, or an o
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of result on disk: its mark in run.json, its tables, and what run.json must hold."""
+    """One kind of result on disk: its mark in run.json, its tables, and what run.json must hold.
+
+    `info` checks what pages are drawn from; tables in `needed_rows` cannot be empty.
+    """
 
     format: str
     version: int
@@ -36,6 +40,8 @@ class Kind:
     required: tuple[str, ...]
     what: str
     command: str
+    info: type[BaseModel]
+    needed_rows: tuple[str, ...] = ()
 
     @property
     def article(self) -> str:
@@ -53,7 +59,7 @@ class Kind:
         Raises:
             PrunelensError: `target` exists and is not of this kind, or there are no rights or no space.
         """
-        with folders.new_folder(target, self.is_here, self.what) as temporary:
+        with files.new_folder(target, self.is_here, self.what) as temporary:
             yield temporary
 
     def reserved(self, target: Path, models: Iterable[Any] = ()) -> AbstractContextManager[None]:
@@ -67,8 +73,8 @@ class Kind:
             PrunelensError: `target` exists and is not of this kind, belongs to a model, is being written by another
                 process, or there are no rights there.
         """
-        folders.check_apart(target, models)
-        return folders.reserved(target, self.is_here, self.what)
+        files.check_apart(target, models)
+        return files.reserved(target, self.is_here, self.what)
 
     def probe_target(self, target: Path) -> None:
         """The same, without keeping the place.
@@ -96,30 +102,6 @@ class Kind:
         return target / PAGE
 
 
-RUN = Kind(
-    "prunelens-run",
-    4,
-    SCHEMAS,
-    (
-        "dense",
-        "compressed",
-        "ranking",
-        "settings",
-        "nulls",
-        "notes",
-        "seconds",
-        "versions",
-        "summary",
-        "created",
-        "lens",
-        "noise",
-    ),
-    "run",
-    "compare",
-)
-"""What `compare` writes."""
-
-
 @dataclass
 class Run:
     """What was found: tables by name, and `info`, the content of run.json."""
@@ -128,24 +110,9 @@ class Run:
     info: dict[str, Any]
 
 
-class UnsummarisedError(PrunelensError):
-    """Everything was measured, but what is said of it could not be made; `tables` holds what was measured."""
-
-    def __init__(self, tables: dict[str, pa.Table], fault: Exception) -> None:
-        self.tables = tables
-        self._begins = f"the summary could not be made ({_reason(fault)})"
-        super().__init__(f"{self._begins}; the tables are kept as `tables` of this error")
-
-    def kept_in(self, folder: Path) -> PrunelensError:
-        """Write the tables alone into a folder, which the next run may replace; returns what a user is told."""
-        with RUN.new_folder(folder) as temporary:
-            write_run(Run(self.tables, {"format": RUN.format, "format_version": RUN.version}), temporary)
-        return PrunelensError(f"{self._begins}; the tables (Parquet) are in {folder}, without summary and page")
-
-
 def format_of(folder: Path) -> str | None:
     """The mark of the result in a folder, None where there is none."""
-    folders.recover(folder)
+    files.recover(folder)
     try:
         found = read_json(folder / RECORD, "a result")
     except PrunelensError:
@@ -199,12 +166,13 @@ def rendered(source: T, render: Callable[[T], str]) -> tuple[str | None, Excepti
 def pageless(folder: Path, fault: Exception) -> PrunelensError:
     """What a user is told when everything is kept but the page."""
     return PrunelensError(
-        f"the page could not be made ({_reason(fault)}); the tables and run.json are in {folder}, and "
+        f"the page could not be made ({reason_of(fault)}); the tables and run.json are in {folder}, and "
         f"`prunelens report {folder}` makes the page again"
     )
 
 
-def _reason(fault: Exception) -> str:
+def reason_of(fault: Exception) -> str:
+    """What a fault says, on one line."""
     return " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
 
 
@@ -218,11 +186,11 @@ def replace_page(folder: Path, page: str) -> Path:
     try:
         write_whole(path, page)
     except OSError as error:
-        raise folders.unwritable(path, error, "run") from error
+        raise files.unwritable(path, error, "run") from error
     return path
 
 
-def read_run(folder: Path, kind: Kind = RUN) -> Run:
+def read_run(folder: Path, kind: Kind) -> Run:
     """Read a result back.
 
     Raises:
@@ -278,18 +246,27 @@ def _read_table(path: Path, kind: Kind, schema: pa.Schema) -> pa.Table:
         ) from error
 
 
-class Result:
-    """A stored result: its tables and the content of its run.json."""
+def open_run(folder: Path, kind: Kind) -> Run:
+    """Read a result back, and see that a page can be drawn from it.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    Raises:
+        PrunelensError: as `read_run`; a field of run.json that is missing or of another type; a table without rows.
+    """
+    found = read_run(folder, kind)
+    again = f"run {kind.command} again"
+    try:
+        kind.info.model_validate(found.info)
+    except ValidationError as error:
+        raise PrunelensError(f"the {kind.what} is damaged: {folder}/run.json: {_fault(error)}; {again}") from error
+    for name in kind.needed_rows:
+        if found.tables[name].num_rows == 0:
+            raise PrunelensError(f"the {kind.what} is damaged: {folder}/{name}.parquet has no rows; {again}")
+    return found
 
-    @property
-    def tables(self) -> dict[str, pa.Table]:
-        """Arrow tables by name; `.to_pandas()` where pandas is installed."""
-        return self._run.tables
 
-    @property
-    def info(self) -> dict[str, Any]:
-        """The content of run.json."""
-        return self._run.info
+def _fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    where = cut(one_line(".".join(map(str, fault["loc"]))), 120)
+    if fault["type"] == "missing":
+        return f"the field {where} is missing"
+    return f"the field {where}: {fault['msg']}, found {shown(fault['input'])}"

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prunelens.documents import parse_json
 from prunelens.errors import PrunelensError, shown
-from prunelens.reading import MIB, parse_json, read_lines
+from prunelens.reading import MIB, read_lines
 
 QREL = re.compile(r"([^\t]+)\t([^\t]+)\t([+-]?\d+(?:\.\d+)?)\s*")
 MAX_CORPUS = 4096 * MIB

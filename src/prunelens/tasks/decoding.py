@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prunelens.models.loading import Model
+from prunelens.models.model import Model
 
 NAMES = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version"),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model
+from prunelens.models.model import Model
 from prunelens.models.texts import text_ids
 from prunelens.tasks.chats import Lost, render_whole
 from prunelens.tasks.prompts import Prompt, PromptText

@@ -10,8 +10,8 @@ from typing import Any
 from unittest.mock import patch
 
 from prunelens.errors import PrunelensError, nearest
-from prunelens.models.loading import Model
-from prunelens.models.opening import quiet
+from prunelens.models.model import Model
+from prunelens.models.opening.quiet import quiet
 from prunelens.tasks.decoding import own_settings
 from prunelens.tasks.harness_metrics import HarnessTask, declared, described, score_items
 from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, Scored, in_subset, suite_folder

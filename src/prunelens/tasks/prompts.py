@@ -5,8 +5,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from prunelens.documents import parse_json
 from prunelens.errors import PrunelensError, check_keys, check_whole, nearest, shown
-from prunelens.reading import parse_json, read_lines
+from prunelens.reading import read_lines
 
 CORE = "core"
 KEYS = ("prompt", "messages", "id", "kind", "options", "answer")

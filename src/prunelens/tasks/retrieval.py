@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 
 from prunelens.errors import PrunelensError
+from prunelens.metrics.statistics import rank_correlation
+from prunelens.models.anatomy.hooks import decoder_of, run_decoder
 from prunelens.models.batches import pad_right
-from prunelens.models.loading import Model
-from prunelens.models.taps import decoder_of, run_decoder
+from prunelens.models.model import Model
 from prunelens.models.texts import texts_ids
-from prunelens.spaces.ranks import rank_correlation
 from prunelens.tasks.corpora import Corpus
 
 Advance = Callable[[int], None]

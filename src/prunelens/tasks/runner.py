@@ -11,7 +11,7 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from prunelens.models.loading import Model
+from prunelens.models.model import Model
 from prunelens.models.texts import told_ending, without_ending
 
 Advance = Callable[[int], None]

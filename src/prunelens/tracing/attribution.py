@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from prunelens.metrics.head import Pair, stream_divergences
+from prunelens.models.anatomy.hooks import decoder_of, run_decoder
 from prunelens.models.batches import pad_right, plan_batches
-from prunelens.models.loading import Model
+from prunelens.models.model import Model
 from prunelens.models.sizes import same_numbers
-from prunelens.models.surgery import Drop, dropped, own_modules, swapped
-from prunelens.models.taps import decoder_of, run_decoder
-from prunelens.models.variant import Variant, shared_batching
-from prunelens.spaces.head import Pair, stream_divergences
+from prunelens.models.surgery.drop import Drop, dropped, own_modules, swapped
+from prunelens.models.surgery.variant import Variant, shared_batching
 from prunelens.tracing.forced import Edit, Trajectory, run_edits
 from prunelens.tracing.layer_states import Places
 

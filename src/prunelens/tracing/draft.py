@@ -14,11 +14,11 @@ import torch
 from transformers import GenerationConfig
 
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model
-from prunelens.models.opening import quiet
-from prunelens.models.surgery import NOTHING, remove
-from prunelens.models.twin import twin_of
-from prunelens.models.variant import Variant
+from prunelens.models.model import Model
+from prunelens.models.opening.quiet import quiet
+from prunelens.models.surgery.drop import NOTHING, remove
+from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.variant import Variant
 from prunelens.tracing.draft_run import DraftRun, Round, Written
 
 WARM_UP = 8

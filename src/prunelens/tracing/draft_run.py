@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prunelens.spaces.survival import agreed_length
+from prunelens.metrics.survival import agreed_length
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from prunelens.models.anatomy.hooks import decoder_of, record_outputs, replay_from, run_decoder
 from prunelens.models.batches import pad_right, plan_batches
-from prunelens.models.loading import Model
-from prunelens.models.surgery import Drop, dropped
-from prunelens.models.taps import decoder_of, record_outputs, replay_from, run_decoder
+from prunelens.models.model import Model
+from prunelens.models.surgery.drop import Drop, dropped
 
 BATCH_TOKENS = 2048
 

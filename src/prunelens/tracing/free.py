@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prunelens.models.loading import Model
+from prunelens.models.model import Model
 from prunelens.tracing.generate import Continuation, Greedy, Rule, Sampled, softmax, uniforms, write
 
 NUM_COUPLINGS = 16

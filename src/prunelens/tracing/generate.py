@@ -19,7 +19,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from prunelens.models.batches import Batching, pad_left
 from prunelens.models.decoding import decode
-from prunelens.models.loading import Model
+from prunelens.models.model import Model
 
 
 @runtime_checkable

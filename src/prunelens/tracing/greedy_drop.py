@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prunelens.metrics.head import Pair, stream_divergences
 from prunelens.models.batches import pad_right, plan_batches
-from prunelens.models.loading import Model
-from prunelens.models.surgery import Drop, dropped
-from prunelens.spaces.head import Pair, stream_divergences
+from prunelens.models.model import Model
+from prunelens.models.surgery.drop import Drop, dropped
 from prunelens.tracing.attribution import BATCH_TOKENS
 from prunelens.tracing.forced import Edit, Trajectory, run_edits
 from prunelens.tracing.layer_states import Places

@@ -7,11 +7,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from prunelens.models.loading import Model
-from prunelens.models.parts import Sublayer
-from prunelens.models.streams import BlockPass, watched_blocks
-from prunelens.models.taps import decoder_of, record_outputs, replay_from, run_decoder
-from prunelens.models.variant import Variant
+from prunelens.models.anatomy.hooks import decoder_of, record_outputs, replay_from, run_decoder
+from prunelens.models.anatomy.parts import Sublayer
+from prunelens.models.anatomy.streams import BlockPass, watched_blocks
+from prunelens.models.model import Model
+from prunelens.models.surgery.variant import Variant
 from prunelens.tracing.forced import Trajectory
 
 

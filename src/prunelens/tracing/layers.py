@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
+from prunelens.metrics.head import Stats, hidden_rows, merge
 from prunelens.models.batches import pad_right, plan_batches
-from prunelens.models.loading import Model
-from prunelens.models.variant import Variant, shared_batching
-from prunelens.spaces.head import Stats, hidden_rows, merge
+from prunelens.models.model import Model
+from prunelens.models.surgery.variant import Variant, shared_batching
 from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.layer_states import LayerStates, Places, read_layers
 from prunelens.tracing.lens import LensReader

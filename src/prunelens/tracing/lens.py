@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prunelens.models.loading import Model
-from prunelens.models.variant import Variant
-from prunelens.spaces.head import LogitPairs, Stats, hidden_rows, merge, rows_per_chunk
+from prunelens.metrics.head import LogitPairs, Stats, hidden_rows, merge, rows_per_chunk
+from prunelens.models.model import Model
+from prunelens.models.surgery.variant import Variant
 from prunelens.tracing.layer_states import LayerStates, Places
 
 Key = tuple[str, str]

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from prunelens.models.loading import Model
-from prunelens.models.variant import Variant
-from prunelens.spaces.head import token_nll
-from prunelens.spaces.repetition import distinct_share, is_loop
+from prunelens.metrics.head import token_nll
+from prunelens.metrics.repetition import distinct_share, is_loop
+from prunelens.models.model import Model
+from prunelens.models.surgery.variant import Variant
 from prunelens.tasks.prompts import Prompt
 from prunelens.tasks.suite import CORE_LONG, Metric, Scored
 from prunelens.tracing.forced import Trajectory, forced_states

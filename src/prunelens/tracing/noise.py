@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunelens.errors import PrunelensError
-from prunelens.models.loading import Model
+from prunelens.models.model import Model
 from prunelens.tracing.forced import Trajectory, forced_states
 
 BATCH_SHAPE = "batch shape"

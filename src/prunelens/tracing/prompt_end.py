@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prunelens.spaces.distributions import pair_stats
-from prunelens.spaces.head import Head, Pair, stream_pairs
+from prunelens.metrics.distributions import pair_stats
+from prunelens.metrics.head import Head, Pair, stream_pairs
 from prunelens.tasks.prompts import Prompt
 
 Row = dict[str, Tensor]

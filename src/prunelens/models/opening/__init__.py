@@ -1,0 +1,1 @@
+"""Open checkpoints: folders, GGUF files, hub ids and the built-in model."""

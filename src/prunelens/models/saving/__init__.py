@@ -1,0 +1,1 @@
+"""Write a changed model as a checkpoint that loads elsewhere."""

@@ -1,0 +1,1 @@
+"""Take parts out of a network, and what stands in their place."""

@@ -1,0 +1,122 @@
+"""A run as one self-contained page, and its summary as a fragment, from the tables alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from prunelens.report.figures import accumulation, attribution, curves, depth, generation, local, noise, points
+from prunelens.report.figures.drawing import COLOURS, Figure
+from prunelens.report.pages import answer, details, draft
+from prunelens.report.pages.environment import THEME, environment
+from prunelens.report.pages.payload import KL_EDGES, script_json, texts_payload
+from prunelens.report.wording import shorten
+from prunelens.study.compare.summary import by_damage_per_byte
+from prunelens.study.evaluate.verdict import predict
+from prunelens.study.store import Run
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """One compressed model of the answer table."""
+
+    label: str
+    colour: str
+    cells: list[answer.Cell]
+    sentence: str
+    checks: str
+
+
+def render_page(run: Run) -> str:
+    """The whole page: one HTML file that needs no network, no tokenizer and no model."""
+    from plotly.offline import get_plotlyjs
+
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            plotly=Markup(get_plotlyjs()),
+            texts=Markup(script_json(texts_payload(run))),
+            theme=Markup(script_json(THEME)),
+            edges=KL_EDGES,
+            rows=_answer_rows(run),
+            ranked=_ranked_rows(run),
+            predicted=[
+                {"compressed": record["compressed"], "verdicts": [line.as_dict() for line in predict(record)]}
+                for record in run.info["summary"]
+            ],
+            columns=answer.COLUMNS,
+            info=run.info,
+            run=_described(run),
+            figures=_figures(run),
+            attributed=[index for index, record in enumerate(run.info["summary"]) if record.get("attribution")],
+            options=points.options_rows(run),
+            damage=[details.damage(run, index) for index in range(len(run.info["compressed"]))],
+            split=[accumulation.split_rows(run, index) for index in range(len(run.info["compressed"]))],
+            drafts=draft.draft_rows(run),
+            draft_how=draft.draft_how(run),
+            noise=noise.noise_rows(run.info),
+            noise_sentence=noise.noise_sentence(run.info),
+            ranking=details.ranking(run.info),
+            models=details.made(run.info),
+        )
+    )
+
+
+def render_summary(run: Run) -> str:
+    """The answer table alone, as an HTML fragment for a notebook."""
+    template = environment().get_template("summary.html")
+    return template.render(rows=_ranked_rows(run), columns=answer.COLUMNS)
+
+
+def _answer_rows(run: Run) -> list[AnswerRow]:
+    temperature = run.info["settings"]["temperature"]
+    return [
+        AnswerRow(
+            shorten(record["compressed"], 80),
+            COLOURS[index % len(COLOURS)],
+            answer.cells(record),
+            answer.sentence(record, temperature),
+            answer.checks(record),
+        )
+        for index, record in enumerate(run.info["summary"])
+    ]
+
+
+def _ranked_rows(run: Run) -> list[AnswerRow]:
+    """The rows of the answer table, least damage per byte saved first."""
+    summary = run.info["summary"]
+    places = {id(record): index for index, record in enumerate(summary)}
+    rows = _answer_rows(run)
+    return [rows[places[id(record)]] for record in by_damage_per_byte(summary)]
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """The run in one line."""
+    settings = run.info["settings"]
+    prompts = run.tables["prompts"].num_rows
+    return {
+        "prompts": f"{prompts} prompt{'s' if prompts != 1 else ''}",
+        "settings": f"{settings['max_new_tokens']} tokens each, temperature {settings['temperature']:g}, "
+        f"seed {settings['seed']}, chat template {'on' if settings['chat_template'] else 'off'}",
+        "horizon": settings["max_new_tokens"],
+    }
+
+
+def _figures(run: Run) -> dict[str, list[Figure]]:
+    """The figures of each section, one per compressed model where they are drawn for one."""
+    several = range(len(run.info["compressed"]))
+    options = points.options_figure(run)
+    return {
+        "deviation": [curves.deviation_figure(run, index) for index in several],
+        "estimates": [points.estimates_figure(run, index) for index in several],
+        "survival": [
+            *([generation.survival_overview(run)] if len(several) > 1 else []),
+            *(generation.survival_figure(run, index) for index in several),
+        ],
+        "accumulation": [accumulation.accumulation_figure(run, index) for index in several],
+        "local": [figure for index in several for figure in local.local_figures(run, index)],
+        "depth": [depth.depth_figure(run, index) for index in several],
+        "attribution": [figure for index in several if (figure := attribution.attribution_figure(run, index))],
+        "options": [options] if options else [],
+    }

@@ -1,0 +1,1 @@
+"""Search for the strongest recipe that keeps a use."""

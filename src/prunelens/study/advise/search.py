@@ -1,0 +1,326 @@
+"""The search behind advice: a path of drops by final damage, a bisection over masks, and formats; each is judged."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from prunelens.errors import PrunelensError
+from prunelens.models.model import Model
+from prunelens.models.surgery.drop import NOTHING, Drop, num_parameters
+from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
+from prunelens.pruning.recipe import parse_recipe
+from prunelens.study.advise.answers import Ledger
+from prunelens.study.advise.held_out import kl_by_prompt
+from prunelens.study.calibration_texts import with_repair_texts
+from prunelens.study.compare.settings import Reporter
+from prunelens.study.evaluate.measure import Bench, Found
+from prunelens.study.evaluate.scores import score_rows
+from prunelens.tasks.suite import Metric, Scored, files_hash
+from prunelens.tracing.forced import Trajectory
+from prunelens.tracing.greedy_drop import Part, damage_of_drops
+
+SPARSITIES = tuple(round(0.05 * step, 2) for step in range(1, 15))
+"""The masks that are bisected: 5 % to 70 % of each matrix."""
+WIDTH = 12
+"""After the first sweep over all sublayers only so many of the least damaging are measured again at each step."""
+PATIENCE = 2
+"""The path of drops ends after so many sizes in a row that do not keep the use."""
+MASK = "wanda"
+REPAIRED = "repaired drops"
+FORMATS = ("int8", "int4")
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A class of use, and the share of what the dense model does that is to be kept."""
+
+    use: str
+    keep: float = 0.95
+
+    @property
+    def tolerance(self) -> float:
+        """The most that may be lost: a share of the score; for long texts, of loops, and twice it in nats."""
+        return 1 - self.keep
+
+
+@dataclass
+class Tried:
+    """One recipe as the search has judged it; `loss` counts in tolerances, so that at most 1 keeps the use."""
+
+    recipe: str
+    family: str
+    size: float
+    parameters_saved: float
+    bytes_saved: float
+    zeros: float
+    loss: float
+    keeps: bool
+    number: str
+    kl: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """For the table `tried`."""
+        return asdict(self)
+
+
+@dataclass
+class Search:
+    """A search in progress on the prompts and items of the search half.
+
+    Attributes:
+        dense: the dense model.
+        bench: its tasks on the search half.
+        aim: what is to be kept.
+        ledger: what was found out already.
+        trajectories: the dense model's texts that D1 reads.
+        texts: calibration texts of masks.
+        about: what every question of the ledger depends on.
+        reporter: progress display.
+    """
+
+    dense: Model
+    bench: Bench
+    aim: Aim
+    ledger: Ledger
+    trajectories: Sequence[Trajectory]
+    texts: Callable[[], Sequence[Sequence[int]]]
+    about: dict[str, Any]
+    reporter: Reporter
+    tried: list[Tried] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _last: tuple[str, Pruned | None] = field(default=("", None), init=False, repr=False)
+    _calibration: Calibration = field(default_factory=Calibration, init=False, repr=False)
+
+    def drops(self) -> None:
+        """Take out one sublayer after the other, each time the one with the least damage per byte; judge each size.
+
+        A repair is tried at each size; the order of the drops is that without it.
+        """
+        drop, known, kl, failed = NOTHING, dict[Part, float](), 0.0, 0
+        left = self._sublayers()
+        while len(left) > 1 and failed < PATIENCE:
+            wanted = left if not known else sorted(left, key=lambda part: known[part])[:WIDTH]
+            answer = self._damage(drop, wanted)
+            for part, value in zip(wanted, answer, strict=True):
+                known[part] = (value - kl) / self._size(part)
+            best = min(wanted, key=lambda part: (known[part], part))
+            kl = answer[wanted.index(best)]
+            drop |= Drop(**{best[0]: frozenset([best[1]])})
+            left.remove(best)
+            tried = self._judge(recipe_of(drop), "drops", float(_count(drop)))
+            tried.kl = kl
+            repaired = self._judge(f"{recipe_of(drop)}+{repair_of(self.dense)}", REPAIRED, float(_count(drop)))
+            repaired.kl = self._final_damage(repaired.recipe)
+            failed = 0 if tried.keeps or repaired.keeps else failed + 1
+
+    def masks(self) -> None:
+        """The largest sparsity that keeps the use, by bisection: more zeros are taken to do more damage."""
+        low, high = -1, len(SPARSITIES)
+        while high - low > 1:
+            middle = (low + high) // 2
+            sparsity = SPARSITIES[middle]
+            if self._judge(f"{MASK}:{sparsity:g}", "masks", sparsity).keeps:
+                low = middle
+            else:
+                high = middle
+
+    def formats(self) -> None:
+        """Fewer bits for every matrix."""
+        for bits in FORMATS:
+            recipe = f"quantize:{bits}"
+            try:
+                check_recipe(parse_recipe(recipe), self.dense)
+            except PrunelensError as error:
+                self.notes.append(f"{recipe} was not tried: {error}")
+            else:
+                self._judge(recipe, "formats", float(bits.removeprefix("int")))
+
+    def together(self) -> None:
+        """The largest drops that keep the use, with the fewest bits that do, from the largest down to one that does."""
+        drops = [one for one in self.tried if one.family in ("drops", REPAIRED) and one.keeps]
+        drops.sort(key=_strength, reverse=True)
+        formats = sorted((one for one in self.tried if one.family == "formats" and one.keeps), key=_strength)
+        for drop in drops[:PATIENCE]:
+            if formats and self._judge(f"{drop.recipe}+{formats[-1].recipe}", "drops and formats", drop.size).keeps:
+                break
+
+    def _sublayers(self) -> list[Part]:
+        return [(part.kind, block.layer_idx) for block in self.dense.anatomy.blocks for part in block.sublayers]
+
+    def _size(self, part: Part) -> float:
+        """Share of the dense parameters that a sublayer holds."""
+        drop = Drop(**{part[0]: frozenset([part[1]])})
+        whole = num_parameters(self.dense.network, self.dense.anatomy)
+        return 1 - num_parameters(self.dense.network, self.dense.anatomy, drop) / whole
+
+    def _damage(self, drop: Drop, wanted: list[Part]) -> list[float]:
+        question = self.about | {"ask": "damage", "out": recipe_of(drop), "candidates": [list(part) for part in wanted]}
+
+        def answer() -> list[float]:
+            steps = sum(len(trajectory.token_ids) for trajectory in self.trajectories)
+            advance = self.reporter(f"damage after {_count(drop)} drops", steps * (len(wanted) + 1))
+            _, found = damage_of_drops(self.dense, self.trajectories, drop, wanted, advance=advance)
+            return [float(found[part].mean()) for part in wanted]
+
+        values: list[float] = self.ledger.ask(question, answer)
+        return values
+
+    def _final_damage(self, recipe: str) -> float:
+        """Mean KL at the head, as the path of drops counts it."""
+        question = self.about | {"ask": "final damage", "recipe": recipe, "prompts": len(self.trajectories)}
+
+        def answer() -> float:
+            (found,) = kl_by_prompt(self.dense, self.trajectories, [self.pruned(recipe).variant])
+            return sum(found) / len(found)
+
+        value: float = self.ledger.ask(question, answer)
+        return value
+
+    def _judge(self, recipe: str, family: str, size: float) -> Tried:
+        sizes = self.sizes(recipe)
+        asked = self.measure(self.bench, recipe)  # last, so that what was measured is judged when the time ends
+        loss, number = loss_of(self.aim, self.dense_scores(self.bench), asked.scored)
+        tried = Tried(recipe, family, float(size), *sizes, loss, loss <= 1, number)
+        self.tried.append(tried)
+        return tried
+
+    def measure(self, bench: Bench, recipe: str) -> Found:
+        """Item scores of a recipe, from the ledger or measured now."""
+        question = self.about | {
+            "ask": "tasks",
+            "recipe": recipe,
+            "tasks": list(bench.chosen.tasks),
+            "uses": bench.chosen.uses,
+            "files": files_hash(bench.chosen),
+            "settings": asdict(bench.settings),
+        }
+        answer = self.ledger.ask(question, lambda: _stored(bench.measure(recipe, self.pruned(recipe).variant)))
+        return Found([_scored(one) for one in answer["scored"]], [])
+
+    def dense_scores(self, bench: Bench) -> list[Scored]:
+        """Item scores of the dense model, from the ledger or measured now."""
+        question = self.about | {"ask": "tasks", "recipe": "", "tasks": list(bench.chosen.tasks)}
+        question |= {"uses": bench.chosen.uses, "settings": asdict(bench.settings), "files": files_hash(bench.chosen)}
+        answer = self.ledger.ask(question, lambda: _stored(bench.dense_found))
+        return [_scored(one) for one in answer["scored"]]
+
+    def sizes(self, recipe: str) -> tuple[float, float, float]:
+        """(parameters saved, bytes saved, share of zeros) of a recipe."""
+        question = self.about | {"ask": "sizes", "recipe": recipe}
+        found: list[float] = self.ledger.ask(question, lambda: _sizes(self.dense, self.pruned(recipe)))
+        return found[0], found[1], found[2]
+
+    def pruned(self, recipe: str) -> Pruned:
+        """The model that a recipe makes; the last one is kept."""
+        if self._last[0] != recipe:
+            parsed = parse_recipe(recipe)
+            if parsed.repair and not self._calibration.repair:
+                asked = self.bench.questions
+                self._calibration = with_repair_texts(
+                    self._calibration, [parsed], self.dense, None, asked, self.reporter
+                )
+            if parsed.needs_calibration and not self._calibration.texts:
+                self._calibration = replace(self._calibration, texts=self.texts())
+            self._last = (recipe, apply(parsed, self.dense, self._calibration, reporter=self.reporter))
+        assert self._last[1] is not None
+        return self._last[1]
+
+
+def recipe_of(drop: Drop) -> str:
+    """A recipe that names the parts of a drop; empty for none."""
+    parts = sorted([*(("a", index) for index in drop.attention), *(("m", index) for index in drop.mlp)], key=_by_depth)
+    if not drop.mlp:
+        return f"drop-attention@{','.join(str(index) for _, index in parts)}" if parts else ""
+    if not drop.attention:
+        return f"drop-mlp@{','.join(str(index) for _, index in parts)}"
+    return f"drop-sublayers@{','.join(f'{letter}{index}' for letter, index in parts)}"
+
+
+def repair_of(model: Model) -> str:
+    """The repair that is tried: of a rank that costs about a tenth of an attention, tokens weighed as they count."""
+    return f"repair:linear,rank={max(1, model.anatomy.hidden_size // 8)},weighted"
+
+
+def _by_depth(part: tuple[str, int]) -> tuple[int, str]:
+    return part[1], part[0]
+
+
+def _count(drop: Drop) -> int:
+    return len(drop.attention) + len(drop.mlp)
+
+
+def _strength(tried: Tried) -> tuple[float, float]:
+    return tried.bytes_saved, tried.zeros
+
+
+def strongest(tried: Sequence[Tried]) -> list[Tried]:
+    """Those that keep the use, most bytes saved first; among equals most zeros, then least loss."""
+    keeping = [one for one in tried if one.keeps]
+    return sorted(keeping, key=lambda one: (-one.bytes_saved, -one.zeros, one.loss))
+
+
+def loss_of(aim: Aim, dense: Sequence[Scored], compressed: Sequence[Scored]) -> tuple[float, str]:
+    """(loss in tolerances, in words): the worst of the class's deciding numbers; at most 1 keeps the use.
+
+    Raises:
+        PrunelensError: the dense model is at chance on every task of the class.
+    """
+    every = [row for row in score_rows(dense, compressed) if row["use"] == aim.use]
+    rows = [row for row in every if row["decides"]]
+    deciding = {(one.metric.task, one.metric.name) for one in dense if one.metric.decides}
+    missing = [row for row in every if not row["decides"] and (row["task"], row["metric"]) in deciding]
+    losses = [_loss(row, aim) for row in rows if row["decides"] in ("nll", "loops")]
+    kept = [row for row in rows if row["decides"] == "kept" and not row["at_chance"]]
+    added = [row for row in kept if row["adds"]]
+    if added:
+        share = sum(row["compressed"]["mean"] for row in added) / sum(row["dense"]["mean"] for row in added)
+        losses.append(((1 - share) / aim.tolerance, f"{100 * share:.1f} % of the dense score"))
+    for row in kept:
+        if not row["adds"] and row["kept"]:
+            share = row["kept"]["mean"]
+            losses.append(((1 - share) / aim.tolerance, f"{100 * share:.1f} % of {row['metric']} on {row['task']}"))
+    losses += [(1 / aim.tolerance, f"{row['task']}: {row['reason']}") for row in missing]
+    if not losses:
+        losses = [_loss(row, aim) for row in rows if row["decides"] == "agreement" and row["kept"]]
+    if not losses:
+        raise PrunelensError(
+            f"the dense model is at chance on every task for {aim.use}, so that nothing can be kept of it; "
+            "give other tasks with --tasks"
+        )
+    return max((round(loss, 9), words) for loss, words in losses)  # rounding breaks no tie with 1
+
+
+def coarse(aim: Aim, dense: Sequence[Scored]) -> list[str]:
+    """A remark where the texts are too few for the tolerance: one of them is more than may be lost."""
+    counts = [len(one.values) for one in dense if one.metric.decides == "loops"]
+    return [
+        f"one text of {count} is {100 / count:.1f} points of looping texts, more than the tolerance of "
+        f"{100 * aim.tolerance:.3g}: not one more text may loop; a smaller --keep allows more"
+        for count in counts
+        if 1 / count > aim.tolerance
+    ]
+
+
+def _loss(row: dict[str, Any], aim: Aim) -> tuple[float, str]:
+    if row["decides"] == "agreement":
+        share = row["kept"]["mean"]
+        return (1 - share) / aim.tolerance, f"{100 * share:.1f} % of the neighbours beyond chance"
+    more = row["difference"]["mean"]
+    if row["decides"] == "nll":
+        return more / (2 * aim.tolerance), f"{more:+.3f} nats per token"
+    return more / aim.tolerance, f"{100 * more:+.1f} points of looping texts"
+
+
+def _sizes(dense: Model, pruned: Pruned) -> list[float]:
+    whole = num_parameters(dense.network, dense.anatomy)
+    return [1 - pruned.num_parameters / whole, 1 - pruned.num_bytes / dense.weight_bytes, pruned.zero_share]
+
+
+def _stored(found: Found) -> dict[str, Any]:
+    return {
+        "scored": [{"metric": asdict(one.metric), "values": one.values, "parts": one.parts} for one in found.scored]
+    }
+
+
+def _scored(stored: dict[str, Any]) -> Scored:
+    return Scored(Metric(**stored["metric"]), stored["values"], parts=stored.get("parts", {}))

@@ -1,0 +1,1 @@
+"""Compare a dense model with compressed ones on its own texts."""

@@ -1,0 +1,104 @@
+"""The stages that look inside the models: sublayer by sublayer, the cause of the damage, and the noise floor."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from prunelens.metrics.head import Pair, stream_pairs
+from prunelens.models.model import Model
+from prunelens.models.opening.loading import DTYPES
+from prunelens.models.surgery.variant import Variant
+from prunelens.study.candidates import Candidate
+from prunelens.study.compare.layer_tables import attribution_rows, layer_rows, noise_rows
+from prunelens.study.compare.settings import Reporter, Settings
+from prunelens.tasks.prompts import Prompt
+from prunelens.tracing.attribution import Attribution
+from prunelens.tracing.forced import Trajectory, forced_states
+from prunelens.tracing.layers import even_steps, trace_layers
+from prunelens.tracing.noise import BATCH_SHAPE, in_dtype, other_batch_states
+
+
+class Inside:
+    """What is measured inside the models on the dense model's greedy texts.
+
+    Attributes:
+        misaligned: why compressed models have no rows, by label.
+    """
+
+    def __init__(
+        self,
+        dense: Model,
+        candidates: Sequence[Candidate],
+        prompts: Sequence[Prompt],
+        texts: Sequence[Trajectory],
+        settings: Settings,
+        reporter: Reporter,
+    ) -> None:
+        self.dense = dense
+        self.prompts = prompts
+        self.texts = texts
+        self.settings = settings
+        self.reporter = reporter
+        self.variants: dict[str, Variant] = {}
+        self.misaligned: dict[str, str] = {}
+        for candidate in candidates:
+            variant = candidate.variant(dense)
+            problem = variant.aligned_with(dense)
+            if problem:
+                self.misaligned[candidate.label] = problem
+            else:
+                self.variants[candidate.label] = variant
+        self.steps = even_steps(settings.max_new_tokens, settings.lens_steps) if settings.lens_steps else []
+
+    def layers(self) -> list[pa.Table]:
+        """L1 and L2."""
+        if not self.steps or not self.variants:
+            return []
+        drops = {label: variant.drop for label, variant in self.variants.items() if variant.model is self.dense}
+        sampled = sum(step <= len(text.token_ids) for text in self.texts for step in self.steps)
+        advance = self.reporter("reading every sublayer", sampled)
+        lenses, temperature = self.settings.lenses, self.settings.temperature
+        rows = trace_layers(self.dense, self.variants, self.texts, lenses, self.steps, temperature, advance=advance)
+        return [table for each in rows for table in layer_rows(each, self.prompts, self.texts, drops)]
+
+    def attribution(self) -> list[pa.Table]:
+        """D1."""
+        chosen = {label: variant for label, variant in self.variants.items() if self.settings.attributes(label)}
+        if not chosen:
+            return []
+        sweep = Attribution(self.dense, chosen)
+        steps = sum(len(text.token_ids) for text in self.texts)
+        advance = self.reporter("attributing the damage", sweep.num_runs * steps)
+        found = sweep.run(self.texts, self.settings.temperature, advance=advance)
+        return [attribution_rows(label, parts, self.prompts, self.texts) for label, parts in found.items()]
+
+    def noise(self, states: Tensor) -> list[pa.Table]:
+        """N1, against the states (T, d) that the dense model had in its own batches and dtype."""
+        total = sum(len(text.read_ids) for text in self.texts)
+        advance = self.reporter("noise floor", total)
+        pairs = {BATCH_SHAPE: Pair(other_batch_states(self.dense, self.texts, advance), self.dense.head)}
+        dtype = self.settings.noise_dtype
+        if dtype is not None:
+            other = in_dtype(self.dense, DTYPES[dtype])
+            advance = self.reporter(f"noise floor in {dtype}", total)
+            pairs[dtype] = Pair(forced_states(other, self.texts, advance=advance)[0], other.head)
+        tokens = torch.tensor([token for text in self.texts for token in text.token_ids])
+        found = stream_pairs(states, self.dense.head, list(pairs.values()), tokens, self.settings.temperature)
+        return [
+            noise_rows(against, self.prompts, self.texts, stats) for against, stats in zip(pairs, found, strict=True)
+        ]
+
+    def describe_lens(self) -> dict[str, Any] | None:
+        """What run.json says of the lens."""
+        if not self.steps:
+            return None
+        return {
+            "lens": self.settings.lens,
+            "steps": self.steps,
+            "horizon": self.settings.max_new_tokens,
+            "prompts": len(self.prompts),
+            "parallel": any(block.layout == "parallel" for block in self.dense.anatomy.blocks),
+        }

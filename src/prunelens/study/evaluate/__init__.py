@@ -1,0 +1,1 @@
+"""Run tasks on models, and judge each class of use."""

@@ -1,0 +1,99 @@
+"""The result of tasks: item scores and texts as tables, verdicts, and the page on request."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from prunelens.study.evaluate.record import EvaluationInfo
+from prunelens.study.store import Kind
+
+if TYPE_CHECKING:
+    from prunelens.study.evaluate.measure import Found
+
+SCHEMAS = {
+    "tasks": pa.schema(
+        [
+            ("model", pa.string()),
+            ("task", pa.string()),
+            ("metric", pa.string()),
+            ("item_id", pa.string()),
+            ("value", pa.float64()),
+            ("answer", pa.string()),
+            ("target", pa.string()),
+        ]
+    ),
+    "texts": pa.schema(
+        [
+            ("model", pa.string()),
+            ("prompt_id", pa.string()),
+            ("kind", pa.string()),
+            ("prompt", pa.string()),
+            ("text", pa.string()),
+            ("num_tokens", pa.int32()),
+            ("ended", pa.bool_()),
+            ("nll_dense", pa.float64()),
+        ]
+    ),
+}
+"""The tables of an evaluation; `tasks` is a contract with other people's scripts."""
+
+EVALUATION = Kind(
+    "prunelens-evaluation",
+    1,
+    SCHEMAS,
+    (
+        "dense",
+        "compressed",
+        "tasks",
+        "settings",
+        "thresholds",
+        "notes",
+        "seconds",
+        "versions",
+        "summary",
+        "created",
+    ),
+    "evaluation",
+    "evaluate",
+    EvaluationInfo,
+    ("tasks",),
+)
+
+
+def values_table(found: Mapping[str, "Found"]) -> pa.Table:
+    """`tasks`: one row for each model, metric and item."""
+    rows = [
+        {
+            "model": model,
+            "task": scored.metric.task,
+            "metric": scored.metric.name,
+            "item_id": item,
+            "value": value,
+            "answer": scored.answers.get(item),
+            "target": scored.targets.get(item),
+        }
+        for model, one in found.items()
+        for scored in one.scored
+        for item, value in scored.values.items()
+    ]
+    return pa.Table.from_pylist(rows, SCHEMAS["tasks"])
+
+
+def texts_table(found: Mapping[str, "Found"]) -> pa.Table:
+    """`texts`: what each model wrote on core_long."""
+    rows = [
+        {
+            "model": model,
+            "prompt_id": text.prompt.prompt_id,
+            "kind": text.prompt.kind,
+            "prompt": text.prompt.text,
+            "text": text.text,
+            "num_tokens": len(text.token_ids),
+            "ended": text.ended,
+            "nll_dense": text.nll_dense,
+        }
+        for model, one in found.items()
+        for text in one.texts
+    ]
+    return pa.Table.from_pylist(rows, SCHEMAS["texts"])

@@ -1,0 +1,1 @@
+"""Write a pruned checkpoint with its card."""

@@ -1,0 +1,1 @@
+"""Run many recipes and seeds, and keep each as it is finished."""
