@@ -178,11 +178,21 @@ def test_nobody_reads_on(place: Path) -> None:
     assert process.returncode in (1, 141)
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_standard_streams_may_be_closed(place: Path, closed: str) -> None:
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_a_standard_stream_may_be_closed(commands: Forker, place: Path, stream: str) -> None:
+    """The interpreter leaves None in the place of a stream whose descriptor is closed at its start."""
+    number = ("stdin", "stdout", "stderr").index(stream)
+    code = f"import os, sys; os.close({number}); sys.{stream} = None; from prunelens.cli.main import main; main()"
+    process = start(commands, place, "inspect", "checkpoint", code=code)
+    stdout, stderr = process.communicate()
+    assert (process.returncode, "Traceback" in stderr) == (0, False), stderr
+    assert ("self_attn" in stdout) == (stream != "stdout")
+
+
+def test_all_standard_streams_may_be_closed(place: Path) -> None:
     command = " ".join(f"'{part}'" for part in (*PRUNELENS, "inspect", "checkpoint"))
     environment = os.environ | {"PYTHONPATH": SOURCE}
-    shell = ["bash", "-c", f"{command} {closed}"]
+    shell = ["bash", "-c", f"{command} <&- >&- 2>&-"]
     done = subprocess.run(shell, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
