@@ -1,15 +1,23 @@
 """What the verbs return: tables, the content of run.json, and ways to keep and show them."""
 
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from prunelens.errors import PrunelensError, nearest, shown
+from prunelens.study.advise.record import Tried
 from prunelens.study.advise.tables import ADVICE
+from prunelens.study.compare.record import ComparedModel
 from prunelens.study.compare.schemas import RUN
+from prunelens.study.evaluate.record import Judged, Line
 from prunelens.study.evaluate.tables import EVALUATION
 from prunelens.study.evaluate.verdict import predict
+from prunelens.study.rows import survival_points
 from prunelens.study.store import PAGE, Run, open_run
+from prunelens.study.sweep.record import Cell
 from prunelens.study.sweep.sweep import SWEEP
 
 
@@ -31,7 +39,7 @@ class Result:
 
 
 class Comparison(Result):
-    """A finished comparison.
+    """A finished comparison: `result["drop-attention:8"]` is one compressed model, iteration gives them all.
 
     Attributes:
         tables: Arrow tables by name (`steps`, `survival`, …).
@@ -54,6 +62,27 @@ class Comparison(Result):
         found: list[dict[str, Any]] = self.info["summary"]
         return found
 
+    @cached_property
+    def models(self) -> dict[str, ComparedModel]:
+        """Every compressed model by its label."""
+        return {
+            record["compressed"]: ComparedModel.model_validate(
+                record | {"survival": survival_points(self.tables["survival"], record["compressed"])}
+            )
+            for record in self.summary
+        }
+
+    def __getitem__(self, label: str) -> ComparedModel:
+        """One compressed model by its label.
+
+        Raises:
+            PrunelensError: none of that name.
+        """
+        return _named(label, self.models)
+
+    def __iter__(self) -> Iterator[ComparedModel]:
+        return iter(self.models.values())
+
     @property
     def verdict(self) -> dict[str, list[dict[str, Any]]]:
         """What the comparison predicts for each class of use, by compressed model; `evaluate` measures it."""
@@ -75,8 +104,22 @@ class Comparison(Result):
         return render_summary(self._run)
 
 
+class EvaluatedModel(Judged):
+    """One compressed model of an evaluation: `scores`, and `verdicts` for each class of use."""
+
+    def verdict(self, use: str) -> Line:
+        """The verdict for a class of use, such as `long-generation`.
+
+        Raises:
+            PrunelensError: no such use.
+        """
+        return _named(use, {line.use: line for line in self.verdicts})
+
+
 class Evaluation(Result):
     """What models did on tasks, item by item, and for which uses each compressed one is safe.
+
+    `result["drop-attention:8"]` is one compressed model, iteration gives them all.
 
     Attributes:
         tables: `tasks` (a value for each model, metric and item) and `texts` (the long texts).
@@ -98,6 +141,22 @@ class Evaluation(Result):
         """One record per compressed model."""
         found: list[dict[str, Any]] = self._run.info["summary"]
         return found
+
+    @cached_property
+    def models(self) -> dict[str, EvaluatedModel]:
+        """Every compressed model by its label."""
+        return {record["compressed"]: EvaluatedModel.model_validate(record) for record in self.summary}
+
+    def __getitem__(self, label: str) -> EvaluatedModel:
+        """One compressed model by its label.
+
+        Raises:
+            PrunelensError: none of that name.
+        """
+        return _named(label, self.models)
+
+    def __iter__(self) -> Iterator[EvaluatedModel]:
+        return iter(self.models.values())
 
     @property
     def verdict(self) -> dict[str, list[dict[str, Any]]]:
@@ -143,6 +202,11 @@ class Sweep(Result):
         """
         return cls(open_run(Path(folder), SWEEP), Path(folder))
 
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Every cell: recipe, seed, how it ended, what it saved, its verdicts."""
+        return [Cell.model_validate(record) for record in self.info["summary"]]
+
     @property
     def failed(self) -> list[dict[str, Any]]:
         """Cells that ended in an error, with it."""
@@ -181,6 +245,21 @@ class Advice(Result):
         """
         return cls(open_run(Path(folder), ADVICE), Path(folder))
 
+    @cached_property
+    def chosen(self) -> Tried | None:
+        """What is advised, how much it saves and where it loads; None where nothing that was tried keeps the use."""
+        return _tried(self.info["chosen"])
+
+    @cached_property
+    def runner_up(self) -> Tried | None:
+        """The strongest of another family that keeps the use."""
+        return _tried(self.info["runner_up"])
+
+    @cached_property
+    def verdicts(self) -> list[Line]:
+        """What was chosen on the items that the search did not see, for each class of use."""
+        return [Line.model_validate(line) for line in self.info["verdicts"]]
+
     @property
     def recipe(self) -> str | None:
         """The recipe that is advised; None where nothing that was tried keeps the use."""
@@ -196,3 +275,16 @@ class Advice(Result):
         from prunelens.report.pages.advise import render_advice_summary
 
         return render_advice_summary(self._run)
+
+
+T = TypeVar("T")
+
+
+def _named(name: str, known: dict[str, T]) -> T:
+    if name not in known:
+        raise PrunelensError(f"expected one of {', '.join(known)}, found {shown(name)}{nearest(str(name), known)}")
+    return known[name]
+
+
+def _tried(record: dict[str, Any] | None) -> Tried | None:
+    return Tried.model_validate(record) if record is not None else None

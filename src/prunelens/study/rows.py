@@ -28,3 +28,15 @@ def by_prompt(table: pa.Table, *names: str) -> list[tuple[Any, ...]]:
         (ids[low], *[value[low:high] for value in values])
         for low, high in zip(starts, [*starts[1:], len(ids)], strict=True)
     ]
+
+
+def survival_points(table: pa.Table, label: str) -> dict[int, dict[str, float | None]]:
+    """S(n) with its interval and its bound for every n."""
+    columns = {
+        "value": "survival_sampled",
+        "low": "survival_sampled_low",
+        "high": "survival_sampled_high",
+        "bound": "survival_bound",
+    }
+    rows = rows_of(table, compressed=label).to_pylist()
+    return {row["n"]: {name: row[column] for name, column in columns.items()} for row in rows}

@@ -186,6 +186,15 @@ class Compared(Part):
     attribution: Attribution | None
 
 
+class ComparedModel(Compared):
+    """One compressed model of a comparison; `survival[n]` is S(n) for every n up to the horizon (S1, S2).
+
+    KL, TV and excess NLL are means per token (nats, 1, nats) with 95 % intervals; lengths are in tokens.
+    """
+
+    survival: dict[int, Survival]  # type: ignore[assignment]
+
+
 class RunInfo(Part):
     """Of a comparison."""
 
