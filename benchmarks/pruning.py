@@ -35,7 +35,7 @@ def measure(options: argparse.Namespace) -> None:
     from prunelens.models.opening.loading import load
     from prunelens.models.surgery.shared_copy import twin_of
     from prunelens.pruning.sequential import BATCH_TOKENS, mask_weights
-    from prunelens.pruning.steps import MaskStep
+    from prunelens.pruning.steps.mask import MaskStep
 
     torch.set_num_threads(os.cpu_count() or 1)
     model = load(options.model, device="cpu")
@@ -53,7 +53,7 @@ def measure(options: argparse.Namespace) -> None:
                     run_decoder(decoder, torch.tensor(batch))
 
     def ours() -> None:
-        mask_weights(twin_of(model), step, sequences)
+        mask_weights(twin_of(model), method, step.pattern, sequences)
 
     with torch.no_grad():
         run_decoder(decoder, torch.tensor([sequences[0][:2]]))  # first-use buffers

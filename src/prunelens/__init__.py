@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from prunelens.models.opening.loading import load, wrap
     from prunelens.models.surgery.drop import Drop, dropped
     from prunelens.pruning.importance import rank_redundancy
+    from prunelens.pruning.methods import InputStatistics, PartStates, mask, ranking
     from prunelens.pruning.recipe import Recipe, parse_recipe
     from prunelens.results import Advice, Comparison, Evaluation, Sweep
     from prunelens.study.benchmark.record import SpeedSettings
@@ -21,7 +22,9 @@ _HOMES = {
     "Comparison": "prunelens.results",
     "Drop": "prunelens.models.surgery.drop",
     "Evaluation": "prunelens.results",
+    "InputStatistics": "prunelens.pruning.methods",
     "Model": "prunelens.models.model",
+    "PartStates": "prunelens.pruning.methods",
     "PruneResult": "prunelens.study.prune.prune",
     "PrunelensError": "prunelens.errors",
     "Recipe": "prunelens.pruning.recipe",
@@ -35,10 +38,12 @@ _HOMES = {
     "evaluate": "prunelens.api",
     "inspect": "prunelens.api",
     "load": "prunelens.models.opening.loading",
+    "mask": "prunelens.pruning.methods",
     "parse_recipe": "prunelens.pruning.recipe",
     "prompts": "prunelens.tasks.prompts",
     "prune": "prunelens.api",
     "rank_redundancy": "prunelens.pruning.importance",
+    "ranking": "prunelens.pruning.methods",
     "sweep": "prunelens.api",
     "wrap": "prunelens.models.opening.loading",
 }
@@ -48,7 +53,9 @@ __all__ = [
     "Comparison",
     "Drop",
     "Evaluation",
+    "InputStatistics",
     "Model",
+    "PartStates",
     "PruneResult",
     "PrunelensError",
     "Recipe",
@@ -62,10 +69,12 @@ __all__ = [
     "evaluate",
     "inspect",
     "load",
+    "mask",
     "parse_recipe",
     "prompts",
     "prune",
     "rank_redundancy",
+    "ranking",
     "sweep",
     "wrap",
 ]

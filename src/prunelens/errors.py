@@ -51,7 +51,7 @@ def shown(value: Any, limit: int = LONGEST_VALUE) -> str:
     """
     if isinstance(value, str):
         return repr(printable(cut(value, limit)))
-    if value in ([], {}):
+    if isinstance(value, list | dict) and not value:
         return str(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

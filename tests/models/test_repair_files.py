@@ -27,7 +27,8 @@ from prunelens.models.saving.bias_parameters import bias_parameters
 from prunelens.models.saving.export import export
 from prunelens.models.surgery.drop import Drop, dropped
 from prunelens.models.surgery.repairs import Repair
-from prunelens.pruning.apply import Calibration, Pruned, apply
+from prunelens.pruning.apply import apply
+from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.prune.prune import NEEDS_US
 from prunelens.tasks.prompts import PromptText

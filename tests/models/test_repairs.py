@@ -21,7 +21,8 @@ from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import Drop, dropped, kept_weights, num_parameters, remove
 from prunelens.models.surgery.repairs import Repair, find_repair, installed_repairs
 from prunelens.models.surgery.shared_copy import set_weight, twin_of
-from prunelens.pruning.apply import Calibration, apply
+from prunelens.pruning.apply import apply
+from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import parse_recipe
 
 KINDS = ("attention", "mlp", "block")

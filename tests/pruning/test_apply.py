@@ -14,8 +14,9 @@ from prunelens.models.opening.loading import wrap
 from prunelens.models.saving.export import export
 from prunelens.models.surgery.drop import Drop, dropped, num_parameters
 from prunelens.models.surgery.repairs import Repair, installed_repairs
-from prunelens.pruning.apply import Calibration, apply, check_recipe
+from prunelens.pruning.apply import apply, check_recipe
 from prunelens.pruning.importance import rank_redundancy
+from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import parse_recipe
 
 TEXTS = [

@@ -8,15 +8,24 @@ from hypothesis import strategies as st
 
 import mask_oracle
 from prunelens.errors import PrunelensError
-from prunelens.pruning.masks import magnitude_mask, wanda_mask
+from prunelens.pruning.masks import lowest
+from prunelens.pruning.methods import InputStatistics, magnitude, wanda
 from prunelens.pruning.sparsegpt import curvature, sparsegpt_weight
-from prunelens.pruning.steps import Pattern
+from prunelens.pruning.values import Pattern
 
 PATTERNS = [0.5, 0.3, 0.9, (2, 4), (4, 8), (1, 4), (3, 6)]
 
 
 def pattern_of(asked: mask_oracle.Pattern) -> Pattern:
     return Pattern(asked[0] / asked[1], *asked) if isinstance(asked, tuple) else Pattern(asked)
+
+
+def magnitude_mask(weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    return lowest(magnitude(weight), pattern, "matrix")
+
+
+def wanda_mask(weight: torch.Tensor, squares: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    return lowest(wanda(weight, InputStatistics(squares, 1)), pattern, "row")
 
 
 def some_weight(seed: int, rows: int, columns: int, ties: bool) -> torch.Tensor:

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
-from prunelens.pruning.steps import DROPS as METHODS
-from prunelens.pruning.steps import MASKS, Step
+from prunelens.pruning.steps.drop import DROPS as METHODS
+from prunelens.pruning.steps.drop import DropStep
+from prunelens.pruning.steps.mask import MASKS
 
 LAYERS = st.integers(0, 200)
 COUNTED = st.fixed_dictionaries({"method": st.sampled_from(METHODS), "count": st.integers(1, 999_999)})
@@ -95,22 +96,22 @@ def test_a_yaml_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "steps"),
     [
-        ("drop-attention:8", [Step(method="drop-attention", count=8)]),
-        ("drop-mlp@3,17", [Step(method="drop-mlp", at=("3", "17"))]),
-        ("drop-sublayers:8", [Step(method="drop-sublayers", count=8)]),
-        ("drop-sublayers@m3,a25", [Step(method="drop-sublayers", at=("m3", "a25"))]),
-        ("drop-block:4,consecutive", [Step(method="drop-block", count=4, consecutive=True)]),
+        ("drop-attention:8", [DropStep(method="drop-attention", count=8)]),
+        ("drop-mlp@3,17", [DropStep(method="drop-mlp", at=("3", "17"))]),
+        ("drop-sublayers:8", [DropStep(method="drop-sublayers", count=8)]),
+        ("drop-sublayers@m3,a25", [DropStep(method="drop-sublayers", at=("m3", "a25"))]),
+        ("drop-block:4,consecutive", [DropStep(method="drop-block", count=4, consecutive=True)]),
         (
             "drop-attention:4+drop-mlp@1",
-            [Step(method="drop-attention", count=4), Step(method="drop-mlp", at=("1",))],
+            [DropStep(method="drop-attention", count=4), DropStep(method="drop-mlp", at=("1",))],
         ),
         (
             "drop-block:4, consecutive + drop-mlp@1, 2",
-            [Step(method="drop-block", count=4, consecutive=True), Step(method="drop-mlp", at=("1", "2"))],
+            [DropStep(method="drop-block", count=4, consecutive=True), DropStep(method="drop-mlp", at=("1", "2"))],
         ),
     ],
 )
-def test_recipes_of_the_documentation(text: str, steps: list[Step]) -> None:
+def test_recipes_of_the_documentation(text: str, steps: list[DropStep]) -> None:
     assert parse_recipe(text) == Recipe(steps=tuple(steps))
 
 
@@ -322,17 +323,17 @@ def test_any_unicode_is_a_recipe_or_not(text: str) -> None:
 )
 def test_a_step_is_checked_however_it_is_made(values: dict) -> None:
     with pytest.raises(ValidationError):
-        Step(method="drop-mlp", **values)
+        DropStep(method="drop-mlp", **values)
 
 
 def test_a_recipe_is_checked_however_it_is_made() -> None:
     with pytest.raises(ValidationError):
         Recipe(steps=())
     with pytest.raises(ValidationError):
-        Recipe(steps=(Step(method="drop-mlp", count=1),), more=1)
+        Recipe(steps=(DropStep(method="drop-mlp", count=1),), more=1)
     with pytest.raises(ValidationError):
-        Step(method="drop-heads", count=1)
-    step = Step(method="drop-mlp", count=1)
+        DropStep(method="drop-heads", count=1)
+    step = DropStep(method="drop-mlp", count=1)
     with pytest.raises(ValidationError):
         step.count = 2
 

@@ -19,12 +19,13 @@ from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import Drop, dropped
 from prunelens.models.surgery.repairs import Repair, installed_repairs
 from prunelens.models.surgery.shared_copy import twin_of
-from prunelens.pruning.apply import Calibration, Pruned, apply
+from prunelens.pruning.apply import apply
 from prunelens.pruning.folding import find_cuts, fold_repairs, num_folding_runs
 from prunelens.pruning.least_squares import STRENGTHS, Moments
+from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.pruning.repair import Fitted, Gap, find_gaps, fit_repairs, num_block_runs
-from prunelens.pruning.steps import RepairStep
+from prunelens.pruning.values import RepairForm
 
 Texts = list[list[int]]
 LENGTHS = (9, 25, 14, 20, 11, 17, 25, 8, 19, 13)
@@ -39,9 +40,9 @@ def some_texts(lengths: Iterable[int] = LENGTHS, seed: int = 5) -> Texts:
 TEXTS = some_texts()
 FEW = some_texts((24, 25, 18, 22, 20))
 IDS = torch.tensor(some_texts([16, 16], seed=8))
-LINEAR = RepairStep(method="repair", fit="linear")
-BIAS = RepairStep(method="repair", fit="bias")
-FOLDED = RepairStep(method="repair", fit="folded")
+LINEAR = RepairForm("linear")
+BIAS = RepairForm("bias")
+FOLDED = RepairForm("folded")
 NORM_AFTER = ("gemma2", "gemma3", "glm4", "olmo2", "olmo3")
 
 
@@ -229,7 +230,7 @@ def test_a_bias_is_the_mean_of_what_the_attention_returns_at_all_tokens(batch_to
 
 def test_a_weighted_bias_counts_tokens_by_the_stream_after_them() -> None:
     model = tiny_model("llama", torch.float64)
-    step = RepairStep(method="repair", fit="bias", weighted=True)
+    step = RepairForm("bias", weighted=True)
     [repair], _ = fit_repairs(model, step, Drop(mlp=frozenset([2])), TEXTS)
     _, targets, weights = columns(record(model, Gap("mlp", 2, 2)), weighted=True)
     assert np.allclose(repair.bias.numpy(), repair_oracle.bias(targets, weights), rtol=1e-5, atol=1e-6)
@@ -258,7 +259,7 @@ def oracle_strength(texts: Sequence[Columns], weighted: bool, rank: int | None) 
 def check_against_oracle(
     model: Model,
     drop: Drop,
-    step: RepairStep,
+    step: RepairForm,
     repairs: Sequence[Repair],
     fitted: Sequence[Fitted],
     within: float,
@@ -291,7 +292,7 @@ def check_against_oracle(
 @pytest.mark.parametrize("drop", DROPS)
 def test_each_map_is_fitted_on_what_the_repaired_model_reads(drop: str, weighted: bool) -> None:
     model = tiny_model("llama", torch.float64)
-    step = RepairStep(method="repair", fit="linear", weighted=weighted)
+    step = RepairForm("linear", weighted=weighted)
     repairs, fitted = fit_repairs(model, step, DROPS[drop], TEXTS, batch_tokens=60)
     check_against_oracle(model, DROPS[drop], step, repairs, fitted, 1e-5 if weighted else 1e-7)
     texts = record(model, fitted[0].gap)
@@ -301,7 +302,7 @@ def test_each_map_is_fitted_on_what_the_repaired_model_reads(drop: str, weighted
 @pytest.mark.parametrize("with_metric", [False, True])
 def test_maps_of_limited_rank_equal_the_oracle(with_metric: bool) -> None:
     model = tiny_model("llama", torch.float64)
-    step = RepairStep(method="repair", fit="linear", rank=4, weighted=True)
+    step = RepairForm("linear", rank=4, weighted=True)
     root = torch.randn(32, 32, dtype=torch.float64)
     metric = root @ root.T + torch.eye(32, dtype=torch.float64) if with_metric else None
     drop = DROPS["two attentions"]
@@ -357,7 +358,7 @@ def test_a_few_texts_hold_out_their_ends() -> None:
     assert_same_map(repair, repair_oracle.ridge(inputs, targets, weights, fitted.strength), inputs, 1e-7)
 
 
-def most_sums(step: RepairStep, num_texts: int) -> int:
+def most_sums(step: RepairForm, num_texts: int) -> int:
     """The most `Moments` that live at once while one map is fitted, one batch a text."""
     alive: list[int] = []
     made: list[weakref.ref[Moments]] = []
@@ -371,17 +372,18 @@ def most_sums(step: RepairStep, num_texts: int) -> int:
         alive.append(sum(one() is not None for one in made))
 
     model, texts = opened("llama"), some_texts([12] * num_texts)
-    fit = fold_repairs if step.fit == "folded" else fit_repairs
+    drop = Drop(attention=frozenset([1]))
+    fit, what = (fold_repairs, (drop,)) if step.fit == "folded" else (fit_repairs, (step, drop))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Moments, "__init__", noted)
-        fit(twin_of(model), step, Drop(attention=frozenset([1])), texts, batch_tokens=12, advance=count)
+        fit(twin_of(model), *what, texts, batch_tokens=12, advance=count)
     assert len(alive) == num_texts
     assert len(made) >= num_texts
     return max(alive)
 
 
-@pytest.mark.parametrize("step", [BIAS, LINEAR, FOLDED], ids=str)
-def test_more_batches_keep_no_more_sums(step: RepairStep) -> None:
+@pytest.mark.parametrize("step", [BIAS, LINEAR, FOLDED], ids=lambda step: step.fit)
+def test_more_batches_keep_no_more_sums(step: RepairForm) -> None:
     few, many = most_sums(step, 4), most_sums(step, 16)
     assert 0 < many <= few
 
@@ -497,9 +499,9 @@ def test_a_cut_behind_an_attention_goes_into_its_projection_with_its_bias() -> N
 def test_the_second_cut_is_fitted_behind_the_first_that_is_folded() -> None:
     model = tiny_model("llama", torch.float64)
     twin = twin_of(model)
-    fitted = fold_repairs(twin, FOLDED, Drop(attention=frozenset([1, 3])), TEXTS, batch_tokens=50)
+    fitted = fold_repairs(twin, Drop(attention=frozenset([1, 3])), TEXTS, batch_tokens=50)
     first = twin_of(model)
-    fold_repairs(first, FOLDED, Drop(attention=frozenset([1])), TEXTS)
+    fold_repairs(first, Drop(attention=frozenset([1])), TEXTS)
     with dropped(first.anatomy, Drop(attention=frozenset([1]))):
         inputs, targets = contributions(first, "mlp", 2), contributions(first, "attention", 3)
     assert fitted[1].strength is not None
@@ -587,7 +589,7 @@ def test_cuts_are_runs_of_sublayers_that_are_out() -> None:
         [("attention", 3), ("mlp", 3)],
     ]
     passed: list[int] = []
-    fold_repairs(twin_of(model), FOLDED, drop, TEXTS, advance=passed.append)
+    fold_repairs(twin_of(model), drop, TEXTS, advance=passed.append)
     assert sum(passed) == num_folding_runs(found) * sum(LENGTHS)
 
 

@@ -13,7 +13,7 @@ from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import Drop
 from prunelens.models.surgery.shared_copy import twin_of
 from prunelens.pruning.sequential import Masked, mask_weights
-from prunelens.pruning.steps import MaskStep
+from prunelens.pruning.steps.mask import MaskStep
 
 SPARSITIES: dict[str, mask_oracle.Pattern] = {"0.5": 0.5, "2:4": (2, 4)}
 
@@ -28,7 +28,7 @@ def masked(
 ) -> tuple[Model, Masked]:
     twin = twin_of(wrap(network))
     texts = some_sequences(12, 9, 12, 20) if sequences is None else sequences
-    return twin, mask_weights(twin, MaskStep(method=method, sparsity=sparsity), texts, **options)
+    return twin, mask_weights(twin, method, MaskStep(method=method, sparsity=sparsity).pattern, texts, **options)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "mixtral"])

@@ -26,13 +26,12 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import NOTHING, Drop
 from prunelens.models.surgery.variant import Variant
-from prunelens.pruning.importance import choose, rank_redundancy
+from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.report.pages.advise import render_advice
 from prunelens.report.pages.rerender import render_again
 from prunelens.results import Advice
 from prunelens.study.advise.answers import Ledger, OutOfTimeError
-from prunelens.study.advise.deployment import loads_where
 from prunelens.study.advise.held_out import NUM_RANDOM, compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
 from prunelens.study.advise.search import (
     PATIENCE,
@@ -262,9 +261,9 @@ def test_a_drop_becomes_a_recipe_and_comes_back(attention: frozenset[int], mlp: 
         assert text == ""
         return
     recipe = parse_recipe(text)
-    (step,) = recipe.steps
+    (step,) = recipe.drops
     assert str(recipe) == text
-    assert choose(step, SHARED, None, NOTHING) == drop
+    assert step.choose(SHARED, None, NOTHING) == drop
 
 
 SHARED = tiny_model()
@@ -298,7 +297,7 @@ def judging(search: Search, keeps: Callable[[str], bool]) -> list[str]:
         search.tried.append(found)
         return found
 
-    search._judge = judge  # type: ignore[method-assign]
+    search.judge = judge  # type: ignore[method-assign]
     return asked
 
 
@@ -383,8 +382,8 @@ def test_drops_take_the_least_damage_per_byte(
     assert [one.size for one in search.tried[::2]] == list(range(1, len(recipes) + 1))
     assert len(recipes) == {(): 7, (1, 2): 2, (2, 4, 5): 5, (3, 4): 4, (1, 3, 5, 7): 7}[failing]
     for plain, repaired in zip(search.tried[::2], search.tried[1::2], strict=True):
-        (step,) = parse_recipe(plain.recipe).steps
-        assert plain.kl == pytest.approx(cost_of(choose(step, search.dense, None, NOTHING)))
+        (step,) = parse_recipe(plain.recipe).drops
+        assert plain.kl == pytest.approx(cost_of(step.choose(search.dense, None, NOTHING)))
         assert (plain.family, repaired.family) == ("drops", "repaired drops")
         assert repaired.kl == len(repaired.recipe)
 
@@ -435,11 +434,11 @@ def test_a_format_that_cannot_be_made_is_a_note(search: Search, monkeypatch: pyt
 
 
 def test_a_judgement_is_kept_in_the_ledger(search: Search) -> None:
-    first = search._judge("drop-mlp@1", "drops", 1.0)
+    first = search.judge("drop-mlp@1", "drops", 1.0)
     assert search.tried == [first]
     count = search.ledger.asked
     search.ledger.allow(0.0)
-    assert search._judge("drop-mlp@1", "drops", 1.0) == first
+    assert search.judge("drop-mlp@1", "drops", 1.0) == first
     assert search.ledger.asked == count
     whole = sum(weight.numel() for weight in search.dense.network.parameters())
     assert first.parameters_saved == pytest.approx(parameters(search.dense, ("mlp", 1)) / whole)
@@ -519,6 +518,10 @@ def test_kl_by_prompt_equals_its_definition() -> None:
                 log_p, log_q = (one(ids).logits[0].log_softmax(-1) for one in (dense.network, network))
             steps = (log_p.exp() * (log_p - log_q)).sum(-1)[len(text.prompt_ids) - 1 : -1]
             assert value == pytest.approx(steps.mean().item(), rel=1e-9)
+
+
+def loads_where(recipe: str, model: Model) -> str:
+    return parse_recipe(recipe).loads_where(model)
 
 
 def test_where_a_recipe_loads() -> None:

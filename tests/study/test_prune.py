@@ -25,8 +25,9 @@ from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import load
 from prunelens.models.surgery.drop import num_parameters
-from prunelens.pruning.apply import Calibration, Pruned, apply
+from prunelens.pruning.apply import apply
 from prunelens.pruning.calibration import read_calibration
+from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.results import Comparison
 from prunelens.study.prune.card import model_card

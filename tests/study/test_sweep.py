@@ -24,7 +24,8 @@ from conftest import text_network, text_tokenizer
 from prunelens.api import evaluate, sweep
 from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.pruning.steps import DROPS, MASKS
+from prunelens.pruning.steps.drop import DROPS
+from prunelens.pruning.steps.mask import MASKS
 from prunelens.report.pages.rerender import render_again
 from prunelens.report.pages.sweep import render_sweep
 from prunelens.results import Sweep

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from prunelens.cli import studies as cli_studies
-from prunelens.cli.options import Device, Dtype, Json, Out, Trust, print_json, say, slug, take_any_encoding
+from prunelens.cli.options import Device, Dtype, Json, Out, Plugin, Trust, print_json, say, slug, take_any_encoding
 from prunelens.errors import LONGEST_SENTENCE, PrunelensError, cut, one_line
 from prunelens.memory import is_out_of_memory, memory_sentence
 from prunelens.stopping import Stops, signals_stop
@@ -84,6 +84,7 @@ def compare(
     draft: Annotated[
         bool, typer.Option("--draft", help="Measure the compressed model as a draft in speculative decoding.")
     ] = False,
+    plugin: Plugin = None,
     dtype: Dtype = None,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -164,6 +165,7 @@ def prune(
         Path | None, typer.Option(help="A run of compare with this recipe; the model card tells what it found.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of experts dropped at random.")] = 0,
+    plugin: Plugin = None,
     dtype: Dtype = None,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -203,6 +205,7 @@ def benchmark(
     new_tokens: Annotated[int, typer.Option(help="Tokens decoded after it, one at a time.")] = 32,
     repeats: Annotated[int, typer.Option(help="Timed runs of each model, all models in turn.")] = 5,
     calibration: Annotated[Path | None, typer.Option(help="Text, JSONL or .npy of ids; default its own texts.")] = None,
+    plugin: Plugin = None,
     dtype: Dtype = None,
     device: Device = None,
     trust_remote_code: Trust = False,

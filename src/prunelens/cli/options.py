@@ -20,6 +20,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON an
 Out = Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the result; default runs/DATE-MODEL.")]
 
 
+def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
+    from prunelens.pruning.plugins import load_plugins
+
+    load_plugins(paths or ())
+    return paths
+
+
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", callback=_load_plugins, help="A .py file with masks or rankings of your own."),
+]
+"""Loaded while the command line is parsed, so that recipes know the names."""
+
+
 MOST_OF_A_NAME = 60
 """Bytes of a model's name in a folder's name; file systems take 255, and what stands beside it is kept."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prunelens.cli.options import Device, Dtype, Json, Out, Trust, print_json, say, slug
+from prunelens.cli.options import Device, Dtype, Json, Out, Plugin, Trust, print_json, say, slug
 
 Dense = Annotated[str, typer.Argument(help="The dense model: a folder, a .gguf file, a hub id, or smollm2.")]
 
@@ -34,6 +34,7 @@ def evaluate(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run code that the model writes (humaneval), without a sandbox.")
     ] = False,
+    plugin: Plugin = None,
     dtype: Dtype = None,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -94,6 +95,7 @@ def sweep(
     workers: Annotated[int, typer.Option(help="Processes or actors; each opens the model once.")] = 1,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster; default starts one on this machine.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Make failed cells again.")] = False,
+    plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
     """Run recipes, strengths and seeds of a study; a stopped sweep goes on where it was."""
@@ -128,6 +130,7 @@ def advise(
     limit: Annotated[int | None, typer.Option(help="At most so many items of each task and half.")] = None,
     long_tokens: Annotated[int, typer.Option(help="Where the texts of core_long are cut, tokens.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random drops it is held against.")] = 0,
+    plugin: Plugin = None,
     dtype: Dtype = None,
     device: Device = None,
     trust_remote_code: Trust = False,

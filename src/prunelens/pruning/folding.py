@@ -19,7 +19,6 @@ from prunelens.models.surgery.shared_copy import named_owners, set_weight, twin_
 from prunelens.pruning.least_squares import choose_strength, solve
 from prunelens.pruning.matrices import find_weights
 from prunelens.pruning.repair import BATCH_TOKENS, Advance, Fitted, Gap, Passes, Prefix, Walk, explained
-from prunelens.pruning.steps import RepairStep
 
 Place = tuple[Block, Sublayer]
 
@@ -79,9 +78,9 @@ def _mlp_of(block: Block) -> Sublayer:
 
 def fold_repairs(
     model: Model,
-    step: RepairStep,
     drop: Drop,
     sequences: Sequence[Sequence[int]],
+    weighted: bool = False,
     prefix: Prefix | None = None,
     batch_tokens: int = BATCH_TOKENS,
     advance: Advance = lambda tokens: None,
@@ -90,9 +89,9 @@ def fold_repairs(
 
     Args:
         model: a twin with all parts at work; the weights before the cuts are replaced.
-        step: `repair:folded`.
         drop: what is out.
         sequences: token ids of the calibration texts.
+        weighted: whether a token counts as it moves the probabilities (R4).
         prefix: streams of an earlier fit on the same texts.
         batch_tokens: tokens run at once.
         advance: called with the number of tokens that have passed a block.
@@ -101,7 +100,7 @@ def fold_repairs(
         PrunelensError: no calibration tokens, nothing before a cut, or weights there that cannot take a map in.
     """
     working = twin_of(model)
-    walk = Walk(working, sequences, step.weighted, batch_tokens, advance)
+    walk = Walk(working, sequences, weighted, batch_tokens, advance)
     cuts = find_cuts(model, drop)
     if cuts:
         walk.reach(cuts[0].before.layer_idx, prefix)

@@ -1,35 +1,30 @@
-"""Which weights of a matrix become zero. A matrix is (rows, columns): one row an output, one column an input.
+"""Which weights of a matrix become zero, from their scores. A matrix is (rows, columns): one row an output, one column
+an input.
 
 The conventions are those of the published code of Wanda and SparseGPT. Among equal scores the lower column goes
-first (a stable sort), but for magnitude's threshold, which takes all that equal it.
+first (a stable sort), but for a threshold over a whole matrix, which takes all that equal it.
 """
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prunelens.pruning.steps import Pattern
+from prunelens.pruning.values import Pattern
 
 
-def magnitude_mask(weight: Float[Tensor, "rows columns"], pattern: Pattern) -> Bool[Tensor, "rows columns"]:
-    """The smallest weights: one threshold for the whole matrix, which itself becomes zero too, or n of each m."""
-    sizes = weight.abs()
-    return smallest_of_groups(sizes, pattern) if pattern.group else at_most_quantile(sizes, pattern.ratio)
-
-
-def wanda_mask(
-    weight: Float[Tensor, "rows columns"], squares: Float64[Tensor, " columns"], pattern: Pattern
-) -> Bool[Tensor, "rows columns"]:
-    """The smallest |W|·‖x‖₂ (float32) of each row, int(columns × ratio) of them, or n of each m inputs.
+def lowest(scores: Float[Tensor, "rows columns"], pattern: Pattern, per: str) -> Bool[Tensor, "rows columns"]:
+    """The weights that become zero.
 
     Args:
-        weight: the matrix.
-        squares: Σ x² of each input over all calibration tokens.
+        scores: one for each weight.
         pattern: how many.
+        per: `row` takes int(columns × ratio) of each row; `matrix` takes what is not above one threshold, itself
+            included. With n:m both take n of each m columns.
     """
-    scores = weight.abs().float() * squares.sqrt().float()
     if pattern.group:
         return smallest_of_groups(scores, pattern)
+    if per == "matrix":
+        return at_most_quantile(scores, pattern.ratio)
     return smallest_of_rows(scores, int(scores.shape[1] * pattern.ratio))
 
 

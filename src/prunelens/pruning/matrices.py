@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prunelens.models.anatomy.parts import Block
 from prunelens.models.sizes import is_quantized
+from prunelens.pruning.methods import InputStatistics
 
 LEFT_TIMES_RIGHT = {
     torch.matmul,
@@ -133,15 +134,17 @@ def watched_inputs(weights: list[Weight], take: Callable[[Key, Tensor], None]) -
 
 
 class Squares:
-    """Σ x² of each input, float64: what Wanda needs."""
+    """Σ x² of each input, float64, and how many tokens: what masks by scores get."""
 
     def __init__(self) -> None:
-        self.total: Tensor | None = None
+        self.total: InputStatistics | None = None
 
     def add(self, inputs: Float[Tensor, "tokens columns"]) -> None:
         """Take more tokens in."""
-        found = inputs.double().square_().sum(dim=0)
-        self.total = found if self.total is None else self.total + found
+        found, num_tokens = inputs.double().square_().sum(dim=0), len(inputs)
+        if self.total is not None:
+            found, num_tokens = self.total.squares + found, self.total.num_tokens + num_tokens
+        self.total = InputStatistics(found, num_tokens)
 
 
 class Products:
@@ -157,7 +160,7 @@ class Products:
         self.total = found if self.total is None else self.total.add_(found)
 
 
-class InputStatistics:
+class BlockStatistics:
     """One statistic for each matrix of a block; matrices that read the same tensor share it.
 
     Args:
@@ -180,7 +183,7 @@ class InputStatistics:
             own.add(inputs.detach().reshape(-1, inputs.shape[-1]))
         self._last = (inputs, own)
 
-    def of(self, key: Key) -> Tensor | None:
+    def of(self, key: Key) -> Tensor | InputStatistics | None:
         """The statistic of a matrix, or None if it read no token."""
         found = self._by_key.get(key)
         return None if found is None else found.total

@@ -14,7 +14,7 @@ from prunelens.models.anatomy.probe import probe_ids
 from prunelens.models.model import Model
 from prunelens.models.opening.quiet import quiet
 from prunelens.pruning.matrices import find_weights
-from prunelens.pruning.steps import Format
+from prunelens.pruning.values import Format
 
 GROUP = 32
 """Numbers that share a scale in int4; in int8 a whole row shares one."""

@@ -21,7 +21,7 @@ from prunelens.models.surgery.repairs import Repair
 from prunelens.models.surgery.run_span import run_span
 from prunelens.models.surgery.shared_copy import twin_of
 from prunelens.pruning.least_squares import Affine, Moments, choose_strength, limit_rank, solve, squared_error
-from prunelens.pruning.steps import RepairStep
+from prunelens.pruning.values import RepairForm
 
 BATCH_TOKENS = 2048
 EVERY = 5
@@ -106,7 +106,7 @@ def num_block_runs(gaps: Sequence[Gap]) -> int:
 
 def fit_repairs(
     model: Model,
-    step: RepairStep,
+    form: RepairForm,
     drop: Drop,
     sequences: Sequence[Sequence[int]],
     metric: Tensor | None = None,
@@ -118,7 +118,7 @@ def fit_repairs(
 
     Args:
         model: a model with all parts at work, which stays as it is.
-        step: `repair:bias` or `repair:linear`.
+        form: what is fitted.
         drop: what is out.
         sequences: token ids of the calibration texts.
         metric: M of the head, (d, d), for a weighted map of limited rank.
@@ -130,14 +130,14 @@ def fit_repairs(
         PrunelensError: no calibration tokens, or a model that is offloaded.
     """
     working = twin_of(model)
-    walk = Walk(working, sequences, step.weighted, batch_tokens, advance)
+    walk = Walk(working, sequences, form.weighted, batch_tokens, advance)
     gaps = find_gaps(model, drop)
     if gaps:
         walk.reach(gaps[0].first, prefix)
     repairs, fitted = [], []
     for gap in gaps:
         fit, held_out = walk.moments(gap.first, gap.last, partial(read_gap, gap))
-        repair, found = _fit(gap, step, fit, held_out, metric)
+        repair, found = _fit(gap, form, fit, held_out, metric)
         repair = repair.in_dtype(model.dtype)
         remove(working.anatomy, gap.drop, [repair])
         repairs.append(repair)
@@ -145,18 +145,18 @@ def fit_repairs(
     return repairs, fitted
 
 
-def _fit(gap: Gap, step: RepairStep, fit: Moments, held_out: Moments, metric: Tensor | None) -> tuple[Repair, Fitted]:
+def _fit(gap: Gap, form: RepairForm, fit: Moments, held_out: Moments, metric: Tensor | None) -> tuple[Repair, Fitted]:
     both, metric = fit + held_out, None if metric is None else metric.to(fit.xx.device)
-    if step.fit == "bias":
+    if form.fit == "bias":
         error = squared_error(held_out, Affine(torch.zeros_like(fit.xy), fit.mean()))
         return Repair(gap.kind, gap.first, both.mean()), Fitted(gap, None, explained(error, held_out))
     strength, error = choose_strength(fit, held_out)
     full = solve(both, strength)
-    if step.rank is None:
+    if form.rank is None:
         return Repair(gap.kind, gap.first, full.bias, full.weight), Fitted(gap, strength, explained(error, held_out))
-    down, up, bias = limit_rank(fit, solve(fit, strength), strength, step.rank, metric)
+    down, up, bias = limit_rank(fit, solve(fit, strength), strength, form.rank, metric)
     error = squared_error(held_out, Affine(down @ up, bias))
-    down, up, bias = limit_rank(both, full, strength, step.rank, metric)
+    down, up, bias = limit_rank(both, full, strength, form.rank, metric)
     return Repair(gap.kind, gap.first, bias, down, up), Fitted(gap, strength, explained(error, held_out))
 
 

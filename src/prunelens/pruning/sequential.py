@@ -20,12 +20,16 @@ from prunelens.models.surgery.drop import NOTHING, Drop, dropped
 from prunelens.models.surgery.repairs import Repair
 from prunelens.models.surgery.run_span import run_span
 from prunelens.models.surgery.shared_copy import set_weight
-from prunelens.pruning.masks import magnitude_mask, wanda_mask
-from prunelens.pruning.matrices import InputStatistics, Products, Squares, Weight, find_weights, watched_inputs
+from prunelens.pruning.calling import mask_scores
+from prunelens.pruning.masks import lowest
+from prunelens.pruning.matrices import BlockStatistics, Products, Squares, Weight, find_weights, watched_inputs
+from prunelens.pruning.methods import SPARSEGPT, InputStatistics, Method, method_named
 from prunelens.pruning.sparsegpt import Curvature, curvature, sparsegpt_weight
-from prunelens.pruning.steps import MaskStep
+from prunelens.pruning.values import Pattern
 
 BATCH_TOKENS = 2048
+BY_SIZE = "magnitude"
+"""What masks a matrix that has read no token."""
 
 
 @dataclass
@@ -66,7 +70,8 @@ def _some(names: list[str]) -> str:
 
 def mask_weights(
     model: Model,
-    step: MaskStep,
+    method: str,
+    pattern: Pattern,
     sequences: Sequence[Sequence[int]] = (),
     drop: Drop = NOTHING,
     repairs: Sequence[Repair] = (),
@@ -77,22 +82,23 @@ def mask_weights(
 
     Args:
         model: a twin (`twin_of`), whose weights are replaced.
-        step: the method and the sparsity.
-        sequences: token ids of the calibration texts; not needed for magnitude.
+        method: the name of a registered mask, or sparsegpt.
+        pattern: how many weights become zero.
+        sequences: token ids of the calibration texts; not needed for a mask that reads no inputs.
         drop: parts that are out while the calibration texts are read; their matrices stay as they are.
         repairs: what stands in for them.
         batch_tokens: tokens run at once.
         advance: called with the number of tokens a block has read, each block twice.
 
     Raises:
-        PrunelensError: no calibration tokens, or activations that are no numbers.
+        PrunelensError: no calibration tokens, activations that are no numbers, or a mask from outside that fails.
     """
     found = Masked()
-    masker = _Masker(step, sum(1 for sequence in sequences if len(sequence)))
-    if step.method == "magnitude":
+    masker = _Masker(method, pattern, sum(1 for sequence in sequences if len(sequence)))
+    if not masker.reads_inputs:
         for block in model.anatomy.blocks:
             for weight in _weights(block, drop):
-                _replace(weight, masker, None, found, step.pattern.group)
+                _replace(weight, masker, None, found, pattern.group)
         return found
     sequences = with_tokens(sequences)
     batches = [
@@ -103,14 +109,14 @@ def mask_weights(
     with torch.no_grad(), dropped(model.anatomy, drop, repairs), _eager_experts(model):
         for block in model.anatomy.blocks:
             weights = _weights(block, drop)
-            statistics = InputStatistics(Products if step.method == "sparsegpt" else Squares)
+            statistics = BlockStatistics(Products if method == SPARSEGPT else Squares)
             if weights:
                 for ids, output in zip(batches, outputs, strict=True):
                     with watched_inputs(weights, statistics.take):
                         run_span(model, block.layer_idx, block.layer_idx + 1, ids, output)
                     advance(ids.numel())
             for weight in weights:
-                _replace(weight, masker, statistics, found, step.pattern.group)
+                _replace(weight, masker, statistics, found, pattern.group)
             if block is not model.anatomy.blocks[-1]:
                 for place, ids in enumerate(batches):
                     outputs[place] = run_span(model, block.layer_idx, block.layer_idx + 1, ids, outputs[place])
@@ -147,7 +153,7 @@ def _eager_experts(model: Model) -> Iterator[None]:
         network.set_experts_implementation(before)
 
 
-def _replace(weight: Weight, masker: "_Masker", statistics: InputStatistics | None, found: Masked, group: int) -> None:
+def _replace(weight: Weight, masker: "_Masker", statistics: BlockStatistics | None, found: Masked, group: int) -> None:
     """Put the sparse weight into its module."""
     stored = weight.tensor.clone()
     if group and weight.matrix(0).shape[1] % group:
@@ -172,17 +178,30 @@ def _expert_name(weight: Weight, expert: int) -> str:
 class _Masker:
     """Makes matrices sparse one after the other; neighbours with the same inputs share their curvature."""
 
-    def __init__(self, step: MaskStep, num_sequences: int) -> None:
-        self._step = step
+    def __init__(self, name: str, pattern: Pattern, num_sequences: int) -> None:
+        self._mask = None if name == SPARSEGPT else _known(name)
+        self._by_size = _known(BY_SIZE)
+        self._pattern = pattern
         self._num_sequences = num_sequences
         self._last: tuple[Tensor, Curvature] | None = None
 
-    def sparse(self, matrix: Tensor, statistic: Tensor | None) -> Tensor:
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether calibration texts have to be read."""
+        return self._mask is None or self._mask.reads_inputs
+
+    def sparse(self, matrix: Tensor, statistic: InputStatistics | Tensor | None) -> Tensor:
         """The sparse matrix (rows, columns), by magnitude where nothing is known of its inputs."""
-        if statistic is None:
-            return matrix.masked_fill(magnitude_mask(matrix, self._step.pattern), 0)
-        if self._step.method == "wanda":
-            return matrix.masked_fill(wanda_mask(matrix, statistic, self._step.pattern), 0)
-        if self._last is None or self._last[0] is not statistic:
-            self._last = (statistic, curvature(statistic, self._num_sequences))
-        return sparsegpt_weight(matrix, self._last[1], self._step.pattern)
+        if isinstance(statistic, Tensor):
+            if self._last is None or self._last[0] is not statistic:
+                self._last = (statistic, curvature(statistic, self._num_sequences))
+            return sparsegpt_weight(matrix, self._last[1], self._pattern)
+        unread = statistic is None and self.reads_inputs
+        mask = self._by_size if self._mask is None or unread else self._mask
+        return matrix.masked_fill(lowest(mask_scores(mask, matrix, statistic), self._pattern, mask.per), 0)
+
+
+def _known(name: str) -> Method:
+    found = method_named("mask", name)
+    assert found is not None, name  # steps are checked when a recipe is parsed
+    return found

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunelens.errors import PrunelensError
 from prunelens.pruning.masks import at_most_quantile, smallest_of_groups
-from prunelens.pruning.steps import Pattern
+from prunelens.pruning.values import Pattern
 
 BLOCK = 128
 DAMPING = 0.01

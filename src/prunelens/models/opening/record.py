@@ -18,10 +18,19 @@ from prunelens.models.surgery.repairs import STREAM, Repair
 KINDS = ("attention", "mlp")
 
 
-def record_of(drop: Drop, recipe: str, repairs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """The entry `prunelens` of a config.json; layers are counted as in that checkpoint."""
+def record_of(
+    drop: Drop, recipe: str, methods: Sequence[dict[str, Any]] = (), repairs: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """The entry `prunelens` of a config.json; layers are counted as in that checkpoint.
+
+    Args:
+        drop: sublayers whose weights are zeros.
+        recipe: how the checkpoint was made; nobody parses it again.
+        methods: records of the methods from outside that made it.
+        repairs: entries of the repairs.
+    """
     found: dict[str, Any] = {"dropped": {kind: sorted(getattr(drop, kind)) for kind in KINDS}, "recipe": recipe}
-    return found | ({"repairs": list(repairs)} if repairs else {})
+    return found | ({"methods": list(methods)} if methods else {}) | ({"repairs": list(repairs)} if repairs else {})
 
 
 def recorded_drop(config: Any) -> Drop:

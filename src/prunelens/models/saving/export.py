@@ -72,6 +72,7 @@ def export(
     layout: str = "transformers",
     card: str = "",
     recipe: str = "",
+    methods: Sequence[dict[str, Any]] = (),
     advance: Callable[[int], None] = lambda steps: None,
 ) -> Exported:
     """Save `model` without the parts in `drop` and `experts`; the model itself stays as it is.
@@ -87,7 +88,7 @@ def export(
         finish: makes the final weights: called with the folder of the plain checkpoint and an empty one to fill.
         layout: `transformers`, or `nemotron-nas`, which leaves dropped sublayers out instead of zeroing them.
         card: text of README.md; none if empty.
-        recipe: what config.json says about how it was made.
+        recipe, methods: what config.json says about how it was made, and with which methods from outside.
         advance: called with 1 when one of `NUM_STEPS` steps is finished.
 
     Returns:
@@ -102,7 +103,7 @@ def export(
     files.check_target(target, is_export, WHAT)
     with quiet():
         carried = bias_parameters(model, drop, repairs) if carried is None else carried
-        network = _laid_out(model, drop, experts, repairs, carried, recipe)
+        network = _laid_out(model, drop, experts, repairs, carried, (recipe, methods))
         if layout == nemotron_nas.MODEL_TYPE:
             nemotron_nas.check(network.config)
             finish = nemotron_nas.convert
@@ -181,7 +182,7 @@ def _laid_out(
     experts: Mapping[int, Sequence[int]],
     repairs: Sequence[Repair],
     carried: BiasParameters,
-    recipe: str,
+    made_with: tuple[str, Sequence[dict[str, Any]]],
 ) -> Any:
     """A network of the same class with what stays, sharing its weights with the model."""
     config = clean_config(model.network.config)
@@ -211,7 +212,7 @@ def _laid_out(
     attention, mlp = (frozenset(kept.index(old) for old in kinds - drop.block) for kinds in (drop.attention, drop.mlp))
     names = {index: _new_name(name, prefix, kept) for index, (name, _) in carried.items()}
     entries = describe(placed(repairs, kept), names)
-    setattr(network.config, KEY, record_of(Drop(attention, mlp), recipe, entries))
+    setattr(network.config, KEY, record_of(Drop(attention, mlp), *made_with, repairs=entries))
     if hasattr(model.network, "generation_config"):
         network.generation_config = copy.deepcopy(model.network.generation_config)
     return network

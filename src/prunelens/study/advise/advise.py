@@ -13,14 +13,12 @@ import pyarrow as pa
 from prunelens.errors import LARGEST, PrunelensError, check_real, check_seed, nearest
 from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop
-from prunelens.pruning.importance import Ranking, choose, rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.pruning.steps import Step
 from prunelens.study.advise.answers import Ledger, OutOfTimeError
-from prunelens.study.advise.deployment import loads_where
 from prunelens.study.advise.held_out import compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
+from prunelens.study.advise.outside import methods_tried, rank, try_rankings
 from prunelens.study.advise.running_costs import running_costs
-from prunelens.study.advise.search import REPAIRED, Aim, Search, Tried, coarse, loss_of, recipe_of, repair_of, strongest
+from prunelens.study.advise.search import DROPS, Aim, Search, Tried, coarse, loss_of, recipe_of, repair_of, strongest
 from prunelens.study.advise.tables import ADVICE, SCHEMAS
 from prunelens.study.calibration_texts import own_texts
 from prunelens.study.claims import Claim, claimed
@@ -171,6 +169,7 @@ class _Advising:
             search.formats()
             search.masks()
             search.drops()
+            try_rankings(search)
             search.together()
         except OutOfTimeError:
             search.notes.append(
@@ -184,17 +183,6 @@ class _Advising:
                 lambda: own_texts(self.model, self.reporter),
             )
         return self._texts
-
-    def _ranking(self) -> Ranking:
-        """The cosine ranking of all sublayers, on the calibration texts."""
-        texts = self._calibration()
-
-        def answer() -> list[Any]:
-            advance = self.reporter("ranking sublayers", sum(map(len, texts)))
-            return [[*key, score] for key, score in rank_redundancy(self.model, texts, advance=advance).scores.items()]
-
-        found = self.ledger.ask(self.about | {"ask": "ranking"}, answer)
-        return Ranking({(kind, index): score for kind, index, score in found}, sum(map(len, texts)))
 
     def _trajectories(self) -> tuple[list[Trajectory], list[Trajectory]]:
         """The dense model's greedy texts on every second prompt, and on the others."""
@@ -236,6 +224,7 @@ class _Advising:
             "speeds": speeds,
             "notes": [*search.notes, *self.bench.notes, *self.model.notes],
             "seconds": round(self.ledger.spent, 1),
+            **methods_tried(),
             "versions": {name: version(name) for name in ("prunelens", "torch", "transformers")},
         }
         tables = {
@@ -246,12 +235,11 @@ class _Advising:
 
     def _best_drop(self, search: Search, chosen: Tried | None) -> Drop | None:
         """The drop in what was chosen, else the largest that keeps the use, else the first of the path."""
-        drops = [one for one in strongest(search.tried) if one.family in ("drops", REPAIRED)]
-        first = [one for one in search.tried if one.family == "drops"]
+        drops = [one for one in strongest(search.tried) if one.is_drop]
+        first = [one for one in search.tried if one.family == DROPS]
         for one in (*([chosen] if chosen is not None else []), *drops[:1], *first[:1]):
-            step = parse_recipe(one.recipe).steps[0]
-            if isinstance(step, Step):
-                return choose(step, self.model, None, Drop())
+            for step in parse_recipe(one.recipe).drops:
+                return step.choose(self.model, None, Drop())
         return None
 
     def _held_out_kl(
@@ -260,7 +248,7 @@ class _Advising:
         """KL on the other prompts: what was chosen, the found drop, the same repaired, the cosine's and random ones."""
         recipes: list[tuple[str, str]] = []
         if drop is not None:
-            recipes = [("found drop", recipe_of(drop)), ("cosine", recipe_of(cosine_drop(drop, self._ranking())))]
+            recipes = [("found drop", recipe_of(drop)), ("cosine", recipe_of(cosine_drop(drop, rank(search))))]
             recipes += [("random", recipe_of(one)) for one in random_drops(drop, self.model, self.seed)]
             recipes.append(("repaired", f"{recipe_of(drop)}+{repair_of(self.model)}"))
         if chosen is not None:
@@ -283,7 +271,7 @@ class _Advising:
         return found, rows
 
     def _kl(self, search: Search, recipe: str, texts: list[Trajectory]) -> list[float]:
-        question = self.about | {"ask": "held-out kl", "recipe": recipe, "tokens": TEXT_TOKENS}
+        question = search.about_recipe(recipe) | {"ask": "held-out kl", "tokens": TEXT_TOKENS}
         found: list[float] = self.ledger.ask(
             question, lambda: kl_by_prompt(self.model, texts, [search.pruned(recipe).variant])[0]
         )
@@ -319,7 +307,9 @@ class _Advising:
         return judged
 
     def _described(self, tried: Tried | None) -> dict[str, Any] | None:
-        return tried.row() | {"loads": loads_where(tried.recipe, self.model)} if tried is not None else None
+        if tried is None:
+            return None
+        return tried.row() | {"loads": parse_recipe(tried.recipe).loads_where(self.model)}
 
     def _write(self, run: Run) -> Run:
         ADVICE.write(run, self.folder / self.aim.use, self.render)

@@ -7,7 +7,9 @@ from typing import Any
 from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.surgery.drop import NOTHING, Drop, num_parameters
-from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
+from prunelens.pruning.apply import apply, check_recipe
+from prunelens.pruning.plugins import outside
+from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.advise.answers import Ledger
 from prunelens.study.advise.held_out import kl_by_prompt
@@ -26,7 +28,7 @@ WIDTH = 12
 PATIENCE = 2
 """The path of drops ends after so many sizes in a row that do not keep the use."""
 MASK = "wanda"
-REPAIRED = "repaired drops"
+DROPS, REPAIRED = "drops", "repaired drops"
 FORMATS = ("int8", "int4")
 
 
@@ -57,6 +59,11 @@ class Tried:
     keeps: bool
     number: str
     kl: float | None = None
+
+    @property
+    def is_drop(self) -> bool:
+        """Whether it takes sublayers out and no more, repaired or not."""
+        return self.family in (DROPS, REPAIRED) or self.family.startswith(f"{DROPS} by ")
 
     def row(self) -> dict[str, Any]:
         """For the table `tried`."""
@@ -107,22 +114,24 @@ class Search:
             kl = answer[wanted.index(best)]
             drop |= Drop(**{best[0]: frozenset([best[1]])})
             left.remove(best)
-            tried = self._judge(recipe_of(drop), "drops", float(_count(drop)))
+            tried = self.judge(recipe_of(drop), DROPS, float(_count(drop)))
             tried.kl = kl
-            repaired = self._judge(f"{recipe_of(drop)}+{repair_of(self.dense)}", REPAIRED, float(_count(drop)))
+            repaired = self.judge(f"{recipe_of(drop)}+{repair_of(self.dense)}", REPAIRED, float(_count(drop)))
             repaired.kl = self._final_damage(repaired.recipe)
             failed = 0 if tried.keeps or repaired.keeps else failed + 1
 
     def masks(self) -> None:
         """The largest sparsity that keeps the use, by bisection: more zeros are taken to do more damage."""
-        low, high = -1, len(SPARSITIES)
-        while high - low > 1:
-            middle = (low + high) // 2
-            sparsity = SPARSITIES[middle]
-            if self._judge(f"{MASK}:{sparsity:g}", "masks", sparsity).keeps:
-                low = middle
-            else:
-                high = middle
+        for mask in (MASK, *(method.name for method in outside("mask"))):
+            low, high = -1, len(SPARSITIES)
+            while high - low > 1:
+                middle = (low + high) // 2
+                sparsity = SPARSITIES[middle]
+                family = "masks" if mask == MASK else f"masks by {mask}"
+                if self.judge(f"{mask}:{sparsity:g}", family, sparsity).keeps:
+                    low = middle
+                else:
+                    high = middle
 
     def formats(self) -> None:
         """Fewer bits for every matrix."""
@@ -133,16 +142,20 @@ class Search:
             except PrunelensError as error:
                 self.notes.append(f"{recipe} was not tried: {error}")
             else:
-                self._judge(recipe, "formats", float(bits.removeprefix("int")))
+                self.judge(recipe, "formats", float(bits.removeprefix("int")))
 
     def together(self) -> None:
         """The largest drops that keep the use, with the fewest bits that do, from the largest down to one that does."""
-        drops = [one for one in self.tried if one.family in ("drops", REPAIRED) and one.keeps]
+        drops = [one for one in self.tried if one.is_drop and one.keeps]
         drops.sort(key=_strength, reverse=True)
         formats = sorted((one for one in self.tried if one.family == "formats" and one.keeps), key=_strength)
         for drop in drops[:PATIENCE]:
-            if formats and self._judge(f"{drop.recipe}+{formats[-1].recipe}", "drops and formats", drop.size).keeps:
+            if formats and self.judge(f"{drop.recipe}+{formats[-1].recipe}", "drops and formats", drop.size).keeps:
                 break
+
+    def about_recipe(self, recipe: str) -> dict[str, Any]:
+        """What every question about a recipe depends on, the versions of methods from outside too."""
+        return self.about | {"recipe": recipe} | parse_recipe(recipe).made_with
 
     def _sublayers(self) -> list[Part]:
         return [(part.kind, block.layer_idx) for block in self.dense.anatomy.blocks for part in block.sublayers]
@@ -167,7 +180,7 @@ class Search:
 
     def _final_damage(self, recipe: str) -> float:
         """Mean KL at the head, as the path of drops counts it."""
-        question = self.about | {"ask": "final damage", "recipe": recipe, "prompts": len(self.trajectories)}
+        question = self.about_recipe(recipe) | {"ask": "final damage", "prompts": len(self.trajectories)}
 
         def answer() -> float:
             (found,) = kl_by_prompt(self.dense, self.trajectories, [self.pruned(recipe).variant])
@@ -176,7 +189,8 @@ class Search:
         value: float = self.ledger.ask(question, answer)
         return value
 
-    def _judge(self, recipe: str, family: str, size: float) -> Tried:
+    def judge(self, recipe: str, family: str, size: float) -> Tried:
+        """Measure a recipe on the search half and keep what came of it."""
         sizes = self.sizes(recipe)
         asked = self.measure(self.bench, recipe)  # last, so that what was measured is judged when the time ends
         loss, number = loss_of(self.aim, self.dense_scores(self.bench), asked.scored)
@@ -186,9 +200,8 @@ class Search:
 
     def measure(self, bench: Bench, recipe: str) -> Found:
         """Item scores of a recipe, from the ledger or measured now."""
-        question = self.about | {
+        question = self.about_recipe(recipe) | {
             "ask": "tasks",
-            "recipe": recipe,
             "tasks": list(bench.chosen.tasks),
             "uses": bench.chosen.uses,
             "files": files_hash(bench.chosen),
@@ -206,7 +219,7 @@ class Search:
 
     def sizes(self, recipe: str) -> tuple[float, float, float]:
         """(parameters saved, bytes saved, share of zeros) of a recipe."""
-        question = self.about | {"ask": "sizes", "recipe": recipe}
+        question = self.about_recipe(recipe) | {"ask": "sizes"}
         found: list[float] = self.ledger.ask(question, lambda: _sizes(self.dense, self.pruned(recipe)))
         return found[0], found[1], found[2]
 

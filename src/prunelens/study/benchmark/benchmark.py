@@ -7,8 +7,8 @@ from pathlib import Path
 from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop
 from prunelens.models.surgery.variant import Variant
-from prunelens.pruning.apply import Pruned
 from prunelens.pruning.importance import rank_redundancy
+from prunelens.pruning.pruned import Pruned
 from prunelens.study.benchmark.record import Speed, SpeedSettings
 from prunelens.study.benchmark.speed import check_lengths, measure_speeds
 from prunelens.study.calibration_texts import calibrate

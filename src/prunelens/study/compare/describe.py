@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from prunelens.models.model import Model
-from prunelens.pruning.apply import Pruned
 from prunelens.pruning.importance import Ranking
+from prunelens.pruning.pruned import Pruned
 from prunelens.study.candidates import Candidate
 from prunelens.study.compare.schemas import RUN, STAT_COLUMNS
 from prunelens.study.compare.settings import Settings
@@ -68,7 +68,9 @@ def describe_candidate(candidate: Candidate, dense: Model) -> dict[str, Any]:
     """What a compressed model is and how it was made."""
     found: dict[str, Any] = {"label": candidate.label} | describe_size(candidate, dense)
     if candidate.pruned is not None:
-        return found | {"recipe": str(candidate.recipe)} | describe_pruned(candidate.pruned)
+        assert candidate.recipe is not None
+        found |= {"recipe": str(candidate.recipe)} | candidate.recipe.made_with
+        return found | describe_pruned(candidate.pruned)
     assert candidate.model is not None
     return found | describe_model(candidate.model)
 

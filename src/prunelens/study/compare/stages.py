@@ -14,8 +14,8 @@ from prunelens.errors import PrunelensError
 from prunelens.metrics.head import Pair, stream_pairs
 from prunelens.metrics.survival import common_prefix
 from prunelens.models.model import Model
-from prunelens.pruning.apply import Calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
+from prunelens.pruning.pruned import Calibration
 from prunelens.study.calibration_texts import with_repair_texts
 from prunelens.study.candidates import Candidate, apply_recipes
 from prunelens.study.compare.describe import describe_run

@@ -52,6 +52,7 @@ def model_card(
         f"    prunelens prune {shlex.quote(_line(model.name))} {recipe}",
         "",
     ]
+    lines += [_method(record) for record in recipe.made_with.get("methods", [])]
     if recipe.needs_calibration:
         lines += [f"Calibration: {_text(calibrated)}.", ""]
     if recipe.repair is not None:
@@ -61,6 +62,13 @@ def model_card(
     lines += ["", "## What was found against the dense model", ""]
     lines += _found(findings) if findings else ["Nothing was measured. `prunelens compare` measures it."]
     return "\n".join(lines) + "\n"
+
+
+def _method(record: dict[str, Any]) -> str:
+    """Where a method from outside came from."""
+    package = f"{record['distribution']} {record['version']}, " if "distribution" in record else ""
+    file = f"{package}{record['file']}"
+    return f"The {record['kind']} {_text(record['name'])} is from {_text(file)} (sha256 `{record['sha256'][:16]}`).\n"
 
 
 def _found(record: dict[str, Any]) -> list[str]:

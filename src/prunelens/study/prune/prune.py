@@ -16,10 +16,11 @@ from prunelens.models.saving.export import LAYOUTS, NUM_STEPS, WHAT, export, is_
 from prunelens.models.saving.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.surgery.drop import dropped, num_parameters
 from prunelens.models.surgery.shared_copy import named_owners, set_weight, twin_of
-from prunelens.pruning.apply import Calibration, Pruned, apply, check_recipe
+from prunelens.pruning.apply import apply, check_recipe
 from prunelens.pruning.matrices import zero_share
+from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import Recipe, parse_recipe
-from prunelens.pruning.steps import QuantizeStep
+from prunelens.pruning.steps.quantize import QuantizeStep
 from prunelens.study.calibration_texts import calibrate
 from prunelens.study.compare.schemas import RUN
 from prunelens.study.compare.settings import Reporter
@@ -27,6 +28,7 @@ from prunelens.study.prune.card import model_card
 from prunelens.study.store import open_run, rendered
 
 OTHER_TEXTS = "what was found is of the recipe with --calibration {}, this checkpoint was made with {}"
+OTHER_METHODS = "what was found is of the recipe with another version of a method in it"
 ONLY_TEXT = "{} reads more than text: its other parts are saved unchanged, and only what it makes of text was checked"
 NEEDS_US = f"its repairs lie in {REPAIRS} and are read by prunelens alone; other programs load it without them"
 
@@ -95,7 +97,7 @@ def _pruned(
 ) -> PruneResult:
     findings, reported, about = _findings(run, recipe, model, calibration)
     texts = calibrate([recipe], model, calibration, reporter, reported)
-    quantized = _quantize_step(recipe)
+    quantized = recipe.quantize
     plain = _unquantized(recipe, model, texts, seed, reporter)
     sparsities = plain.zero_share, zero_share(model.anatomy.blocks)
     stored = _as_stored(plain)
@@ -117,6 +119,7 @@ def _pruned(
         layout=layout,
         card=card or "",
         recipe=str(recipe),
+        methods=recipe.made_with.get("methods", []),
         advance=reporter("saving and opening again", NUM_STEPS),
     )
     if fault is not None:
@@ -150,7 +153,7 @@ def check_request(given: str | Recipe, output: str | Path, layout: str, seed: in
     probe_target(target, is_export, WHAT)
     if layout not in LAYOUTS:
         raise PrunelensError(f"expected a --format of {' or '.join(LAYOUTS)}, found {layout!r}")
-    if layout != LAYOUTS[0] and _quantize_step(recipe):
+    if layout != LAYOUTS[0] and recipe.quantize:
         raise PrunelensError(f"--format {layout} cannot hold quantised weights; leave one of the two out")
     if layout != LAYOUTS[0] and recipe.repair is not None and recipe.repair.fit != "folded":
         raise PrunelensError(
@@ -174,7 +177,7 @@ def _check_dense(model: Model) -> None:
 
 def _unquantized(recipe: Recipe, model: Model, texts: Calibration, seed: int, reporter: Reporter) -> Pruned:
     """The model after all steps but that to fewer bits."""
-    steps = tuple(step for step in recipe.steps if not isinstance(step, QuantizeStep))
+    steps = tuple(step for step in recipe.steps if step is not recipe.quantize)
     if not steps:
         return Pruned(model, model)
     return apply(Recipe(steps=steps), model, texts, reporter=reporter, seed=seed)
@@ -189,10 +192,6 @@ def _as_stored(pruned: Pruned) -> Pruned:
 def _num_taken_in(pruned: Pruned, carried: Iterable[int]) -> int:
     """Numbers of the maps of cut blocks that a parameter of another sublayer carries."""
     return sum(pruned.repairs[index].num_parameters for index in carried if pruned.repairs[index].kind == "block")
-
-
-def _quantize_step(recipe: Recipe) -> QuantizeStep | None:
-    return next((step for step in recipe.steps if isinstance(step, QuantizeStep)), None)
 
 
 class _Quantizer:
@@ -266,6 +265,9 @@ def _findings(
             theirs, ours = result.info["settings"]["calibration"] or "none", str(calibration or "none")
             differ = theirs != ours and (recipe.needs_calibration or recipe.repair is not None)
             remarks = [OTHER_TEXTS.format(theirs, ours)] if differ else []
+            made = next(one for one in result.info["compressed"] if one["label"] == str(recipe))
+            if made.get("methods", []) != recipe.made_with.get("methods", []):
+                remarks.append(OTHER_METHODS)
             return record, result.tables["prompts"]["text"].to_pylist(), remarks
     known = ", ".join(record["compressed"] for record in result.info["summary"])
     raise PrunelensError(f"expected a run with the recipe {recipe} in {run}, found {known}; run compare with it")

@@ -14,9 +14,11 @@ from prunelens.errors import PrunelensError
 from prunelens.files import new_folder
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import load
-from prunelens.pruning.apply import Calibration
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
+from prunelens.pruning.methods import Reference
+from prunelens.pruning.plugins import load_again
+from prunelens.pruning.pruned import Calibration
 from prunelens.study.calibration_texts import own_texts, with_repair_texts
 from prunelens.study.candidates import Candidate, apply_recipes, open_candidates
 from prunelens.study.compare.describe import describe_size
@@ -37,11 +39,18 @@ CELLS, CELL = "cells", "cell.json"
 
 @dataclass(frozen=True)
 class Given:
-    """What every worker of a sweep gets; `threads` are torch's, where several workers share a machine."""
+    """What every worker of a sweep gets.
+
+    Attributes:
+        study, folder: what is measured, and where its cells are kept.
+        threads: torch's, where several workers share a machine.
+        methods: those from outside that the recipes use.
+    """
 
     study: Study
     folder: Path
     threads: int | None = None
+    methods: tuple[Reference, ...] = ()
 
 
 @dataclass
@@ -86,9 +95,10 @@ def setup(given: Given) -> Context:
     """Open the model, once in each worker.
 
     Raises:
-        PrunelensError: as `load`.
+        PrunelensError: as `load` and `load_again`.
     """
     study = given.study
+    load_again(given.methods)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     return Context(given, load(study.model, study.dtype, study.device, study.trust_remote_code))

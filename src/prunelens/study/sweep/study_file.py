@@ -219,7 +219,8 @@ def cells_of(study: Study, fingerprint: str, texts: str) -> list[Cell]:
     chosen = parse_tasks(study.tasks) if study.tasks is not None else None
     for recipe in study.recipes:
         for seed in study.seeds:
-            name = str(parse_recipe(recipe))
+            parsed = parse_recipe(recipe)
+            name = str(parsed)
             made = {
                 "version": 1,
                 "fingerprint": fingerprint,
@@ -230,7 +231,7 @@ def cells_of(study: Study, fingerprint: str, texts: str) -> list[Cell]:
                 "tasks": [chosen.tasks, chosen.uses] if chosen else None,
                 "dtype": study.dtype,
                 "device": study.device,
-            }
+            } | parsed.made_with
             found.append(Cell(recipe=name, seed=seed, key=key_of(made)))
     return found
 

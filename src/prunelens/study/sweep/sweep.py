@@ -16,6 +16,8 @@ from prunelens.errors import PrunelensError, check_whole
 from prunelens.files import check_apart
 from prunelens.models.opening.fingerprint import identify
 from prunelens.models.opening.loading import check_opening
+from prunelens.pruning.plugins import check_loadable
+from prunelens.pruning.recipe import parse_recipe
 from prunelens.reading import checked_path, is_directory, is_file, read_bytes
 from prunelens.study.claims import claimed, probe_claim
 from prunelens.study.compare.settings import Reporter
@@ -69,11 +71,13 @@ def run_sweep(
     _check_tasks(found)
     check_apart(target, [found.model])
     probe_claim(target, MARK, "sweep")
+    methods = tuple(dict.fromkeys(one for recipe in found.recipes for one in parse_recipe(recipe).references))
+    check_loadable(methods)
     cells = cells_of(found, identify(found.model), _texts_hash(found))
     with claimed(target, MARK, found.model_dump_json(indent=1) + "\n", "sweep", CELLS):
         missing = [cell for cell in cells if _is_missing(read_cell(target, cell), retry_failed)]
         threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 and executor == "local" else None
-        given = Given(_with_whole_paths(found), target.absolute(), threads)
+        given = Given(_with_whole_paths(found), target.absolute(), threads, methods)
         _make(missing, len(cells), given, executor, workers, address, reporter)
         return _finish(found, cells, target, render)
 

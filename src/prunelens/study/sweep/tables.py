@@ -8,7 +8,9 @@ import pyarrow as pa
 
 from prunelens.errors import PrunelensError
 from prunelens.pruning.recipe import Recipe, parse_recipe
-from prunelens.pruning.steps import DROPS, MASKS, MaskStep, QuantizeStep
+from prunelens.pruning.steps.drop import DROPS
+from prunelens.pruning.steps.experts import ExpertStep
+from prunelens.pruning.steps.quantize import QuantizeStep
 from prunelens.study.evaluate.scores import score_rows
 from prunelens.study.evaluate.verdict import judge
 from prunelens.study.store import Run
@@ -88,6 +90,8 @@ SCHEMAS = {
 """The tables of a sweep; a contract with other people's scripts."""
 
 Row = dict[str, Any]
+SUM = "sum"
+"""The kind of a recipe with several steps."""
 
 
 def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dict[str, pa.Table], dict[str, Any]]:
@@ -132,7 +136,13 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
         "alike": alike(rows),
         "notes": list(notes),
     }
-    return tables, info
+    return tables, info | _made_with(cells)
+
+
+def _made_with(cells: Sequence[Cell]) -> dict[str, Any]:
+    """The methods from outside that the recipes use, each once; nothing where there are none."""
+    methods = dict.fromkeys(method for cell in cells for method in parse_recipe(cell.recipe).outside_methods)
+    return {"methods": [method.record() for method in methods]} if methods else {}
 
 
 def _dense(run: Run | None) -> dict[str, Any]:
@@ -145,16 +155,11 @@ def _kind(recipe: Recipe) -> dict[str, str]:
     step, repair = recipe.steps[0], recipe.repair
     if repair is not None and len(recipe.steps) == 2:
         drop = _kind(Recipe(steps=(step,)))
-        return drop | {"kind": f"{drop['kind']} + {str(repair).partition(':')[2]}"}
+        return drop | {"kind": f"{drop['kind']} + {repair.describe()[1]}"}
     if len(recipe.steps) > 1:
-        return {"kind": "sum", "strength": str(recipe)}
-    if isinstance(step, MaskStep):
-        strength = str(step).partition(":")[2]
-        return {"kind": f"{step.method} n:m" if ":" in strength else step.method, "strength": strength}
-    if isinstance(step, QuantizeStep):
-        return {"kind": "quantize", "strength": step.to}
-    name, _, strength = str(step).replace("@", ":").partition(":")
-    return {"kind": name, "strength": strength}
+        return {"kind": SUM, "strength": str(recipe)}
+    kind, strength = step.describe()
+    return {"kind": kind, "strength": strength}
 
 
 def is_drop(kind: str) -> bool:
@@ -163,8 +168,8 @@ def is_drop(kind: str) -> bool:
 
 
 def is_mask(kind: str) -> bool:
-    """Whether a kind sets single weights to zero."""
-    return kind.removesuffix(" n:m") in MASKS
+    """Whether a kind sets single weights to zero; masks from outside have names of their own."""
+    return not is_drop(kind) and kind not in (SUM, *ExpertStep.methods(), *QuantizeStep.methods())
 
 
 def _numbers(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Row:
