@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.collect_env
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -20,6 +21,7 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import load, wrap
 
 torch.set_num_threads(1)  # tiny models: threads that wait for one another cost more than they do
+torch.utils.collect_env.get_pretty_env_info = lambda: ""  # lm-eval lists all packages at each evaluation: a second
 
 VOCAB_SIZE = 97
 COMMON = {

@@ -584,10 +584,10 @@ def test_the_same_thing_twice_is_refused(cli: Cli, work: Path, compressed: tuple
 def test_a_compressed_model_may_not_be_mistaken_for_the_dense_one(cli: Cli, work: Path) -> None:
     save(tiny_network("llama", seed=1), work / "dense")
     code, *_ = cli(*comparison("dense"))
-    if code == 0:
-        table = pq.read_table(work / "run" / "continuations.parquet").to_pylist()
-        greedy = [(row["model"], row["prompt_id"]) for row in table if row["trace"] == "greedy"]
-        assert len(set(greedy)) == len(greedy) == 4
+    assert code == 0
+    table = pq.read_table(work / "run" / "continuations.parquet").to_pylist()
+    greedy = [(row["model"], row["prompt_id"]) for row in table if row["trace"] == "greedy"]
+    assert len(set(greedy)) == len(greedy) == 4
 
 
 # --- recipes -----------------------------------------------------------------------------------------------
@@ -1011,7 +1011,8 @@ def test_an_output_that_cannot_be_made_is_refused(cli: Cli, work: Path, output: 
 def test_an_output_through_a_folder_that_is_not_there(cli: Cli, work: Path) -> None:
     before = tree(work)
     code, _, stderr = cli(*comparison(output="new/../run"))
-    assert code == 0 or tree(work) == before, stderr
+    assert code == 0, stderr
+    assert {name.split("/")[0] for name in tree(work).keys() - before.keys()} == {"run"}
 
 
 def raising(code: int) -> Callable[..., Any]:
@@ -1098,15 +1099,16 @@ def test_a_run_that_cannot_take_its_place(
     assert_says(refused(cli, work, *comparison()), "run", os.strerror(errno.EACCES))
 
 
-def test_the_run_one_stands_in_can_be_replaced_or_is_refused_at_once(
+def test_the_run_one_stands_in_can_be_replaced(
     cli: Cli, work: Path, finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished[0], work / "run")
     monkeypatch.chdir(work / "run")
     before = tree(work)
     code, *_ = cli(*comparison(dense="../model", prompts="../prompts.txt", output="."))
+    assert code == 0
     assert set(tree(work)) == set(before)
-    assert code == 0 or tree(work) == before
+    assert tree(work)["run/run.json"] != before["run/run.json"]
 
 
 # --- stops -------------------------------------------------------------------------------------------------
@@ -1283,7 +1285,6 @@ def test_inspect_shows_every_part(cli: Cli, work: Path) -> None:
 
 
 def test_report_makes_the_page_again_and_nothing_else(cli: Cli, work: Path, finished: Any) -> None:
-    pytest.importorskip("prunelens.report.pages.compare")
     shutil.copytree(finished[0], work / "run")
     before = tree(work)
     (work / "run" / "report.html").write_text("old", encoding="utf-8")
@@ -1306,7 +1307,6 @@ def test_the_page_made_again_can_be_read_by_the_same_people(cli: Cli, work: Path
 def test_report_without_space_leaves_the_old_page(
     cli: Cli, work: Path, finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("prunelens.report.pages.compare")
     shutil.copytree(finished[0], work / "run")
     monkeypatch.setattr(os, "replace", raising(errno.ENOSPC))
     assert_says(refused(cli, work, "report", "run"), "report.html", os.strerror(errno.ENOSPC), "free space")
