@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import prunelens.cli.main
 import prunelens.report.pages.compare
-from conftest import COMMON, text_network, text_tokenizer, tiny_network, tiny_tokenizer, words
+from conftest import COMMON, text_network, text_tokenizer, tiny_network, tiny_tokenizer, without_progress, words
 from prunelens.api import compare
 from prunelens.cli.options import print_json
 from prunelens.errors import PrunelensError
@@ -84,6 +84,7 @@ def test_a_signal_stops_a_command_in_order(place: Path, number: signal.Signals) 
     process.send_signal(number)
     process.send_signal(number)  # schedulers send it to the group and to the leader
     stdout, stderr = process.communicate()
+    stderr = without_progress(stderr)
     assert (process.returncode, stdout, stderr) == (128 + number, "", "prunelens: stopped\n")
     assert {path.name for path in place.iterdir()} - {"cache"} == before
 
@@ -119,7 +120,7 @@ prunelens.cli.main.main()
     done = subprocess.run(
         command, cwd=place, env=environment, capture_output=True, text=True, check=False, preexec_fn=heed_signals
     )
-    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "prunelens: stopped\n")
+    assert (done.returncode, done.stdout, without_progress(done.stderr)) == (128 + number, "", "prunelens: stopped\n")
     after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and "cache" not in path.parts}
     assert after == before
     assert (place / "pruned").exists() == earlier
@@ -149,6 +150,7 @@ def test_a_sweep_that_is_stopped_ends_its_workers(place: Path) -> None:
     wait_for(has_workers, process)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate()
+    stderr = without_progress(stderr)
     assert (process.returncode, stderr) == (143, "prunelens: stopped\n")
     assert not psutil.wait_procs(workers, timeout=30)[1]
     assert not (place / "swept").exists()  # no cell was made
@@ -177,6 +179,7 @@ def test_a_full_disk_behind_stdout_is_told(place: Path) -> None:
     with open("/dev/full", "w") as full:
         process = start(place, "inspect", "checkpoint", "--json", stdout=full)
         _, stderr = process.communicate()
+        stderr = without_progress(stderr)
     assert process.returncode == 2
     assert stderr.startswith("prunelens: ")
     assert "No space left" in stderr
@@ -193,6 +196,7 @@ def test_a_second_writer_is_told_who_is_at_work_and_a_dead_one_is_no_hindrance(p
     for command in ("compare", "evaluate"):
         second = start(place, command, "checkpoint", "drop-mlp:1", "-o", "deep/run")
         stdout, stderr = second.communicate()
+        stderr = without_progress(stderr)
         assert (second.returncode, stdout) == (2, "")
         assert f"deep/run is being written by process {process.pid} on " in stderr
         assert stderr.count("\n") == 1
@@ -212,6 +216,7 @@ def test_a_second_sweep_touches_nothing_of_the_first(place: Path) -> None:
     with locked(place / "swept" / ".lock", "the first"):
         process = start(place, "sweep", "study.yaml", "-o", "swept")
         _, stderr = process.communicate()
+        stderr = without_progress(stderr)
     assert process.returncode == 2
     assert f"swept is being written by process {os.getpid()} on " in stderr
     assert living.is_dir()
@@ -351,6 +356,7 @@ def test_a_refused_sweep_leaves_nothing(place: Path, change: dict[str, Any]) -> 
     (place / "study.yaml").write_text(json.dumps(STUDY | change), encoding="utf-8")
     process = start(place, "sweep", "study.yaml", "-o", "deep/swept")
     _, stderr = process.communicate()
+    stderr = without_progress(stderr)
     if "recipes" in change:  # a cell that failed is a result
         assert process.returncode == 0
         return
@@ -618,6 +624,7 @@ def test_a_batch_of_a_billion_ends_in_one_sentence_or_well(place: Path, argv: tu
         options = ["--tasks", "core_retrieval", "--limit", "1"]
     process = start(place, argv[0], "checkpoint", "drop-mlp@1", *argv[1:], *options, "--batch-size", str(size))
     _, stderr = process.communicate()
+    stderr = without_progress(stderr)
     assert "Traceback" not in stderr
     if argv[0] == "benchmark":
         assert (process.returncode, stderr.count("\n")) == (2, 1), stderr
@@ -637,6 +644,7 @@ def test_no_memory_to_load_libraries_is_one_sentence(place: Path, argv: tuple[st
     before = sorted(place.rglob("*"))
     process = start(place, *argv, preexec_fn=limited(150))
     stdout, stderr = process.communicate()
+    stderr = without_progress(stderr)
     assert (process.returncode, stdout, stderr.count("\n")) == (2, "", 1), stderr
     assert stderr.startswith("prunelens: out of memory (")
     assert sorted(place.rglob("*")) == before
@@ -659,6 +667,6 @@ def test_no_memory_in_the_middle_is_one_sentence(place: Path, argv: tuple[str, .
     environment = os.environ | {"PRUNELENS_CACHE": str(place / "cache"), "PYTHONPATH": SOURCE}
     command = [sys.executable, "-c", code, argv[0], "large", *argv[1:]]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert (done.returncode, done.stdout, without_progress(done.stderr).count("\n")) == (2, "", 1), done.stderr
     assert any(words in done.stderr for words in ("out of memory", "does not fit into cpu")), done.stderr
     assert {path.name for path in place.iterdir()} - {"cache"} == before

@@ -26,6 +26,7 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import NOTHING, Drop
 from prunelens.models.surgery.variant import Variant
+from prunelens.progress import silent
 from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.report.pages.advise import render_advice
@@ -45,7 +46,6 @@ from prunelens.study.advise.search import (
     repair_of,
     strongest,
 )
-from prunelens.study.compare.settings import silent
 from prunelens.study.evaluate.measure import Bench, TaskSettings
 from prunelens.study.store import Run
 from prunelens.tasks.prompts import prompts

@@ -10,12 +10,12 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import load
 from prunelens.models.surgery.drop import num_parameters
 from prunelens.models.surgery.variant import Variant
+from prunelens.progress import Reporter
 from prunelens.pruning.apply import apply, check_recipe
 from prunelens.pruning.importance import Ranking
 from prunelens.pruning.matrices import zero_share
 from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
-from prunelens.study.compare.settings import Reporter
 
 Compressible = str | Path | Recipe | Model
 

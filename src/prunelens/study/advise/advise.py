@@ -13,6 +13,7 @@ import pyarrow as pa
 from prunelens.errors import LARGEST, PrunelensError, check_real, check_seed, nearest
 from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop
+from prunelens.progress import Reporter
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.study.advise.answers import Ledger, OutOfTimeError
 from prunelens.study.advise.held_out import compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
@@ -23,7 +24,6 @@ from prunelens.study.advise.tables import ADVICE, SCHEMAS
 from prunelens.study.calibration_texts import own_texts
 from prunelens.study.claims import Claim, claimed
 from prunelens.study.compare.describe import describe_model
-from prunelens.study.compare.settings import Reporter
 from prunelens.study.evaluate.measure import Bench, TaskSettings
 from prunelens.study.evaluate.scores import score_rows
 from prunelens.study.evaluate.verdict import judge

@@ -14,6 +14,7 @@ from prunelens.errors import PrunelensError
 from prunelens.files import new_folder
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import load
+from prunelens.progress import silent
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.pruning.methods import Reference
@@ -23,7 +24,6 @@ from prunelens.study.calibration_texts import own_texts, with_repair_texts
 from prunelens.study.candidates import Candidate, apply_recipes, open_candidates
 from prunelens.study.compare.describe import describe_size
 from prunelens.study.compare.schemas import RUN
-from prunelens.study.compare.settings import silent
 from prunelens.study.compare.stages import Stages, Written
 from prunelens.study.evaluate.evaluate import collect
 from prunelens.study.evaluate.measure import Bench
