@@ -33,7 +33,7 @@ def measure(options: argparse.Namespace) -> None:
     from prunelens.models.anatomy.hooks import decoder_of, run_decoder
     from prunelens.models.batches import equal_batches
     from prunelens.models.opening.loading import load
-    from prunelens.models.surgery.shared_copy import twin_of
+    from prunelens.models.surgery.shared_copy import shared_copy_of
     from prunelens.pruning.sequential import BATCH_TOKENS, mask_weights
     from prunelens.pruning.steps.mask import MaskStep
 
@@ -53,7 +53,7 @@ def measure(options: argparse.Namespace) -> None:
                     run_decoder(decoder, torch.tensor(batch))
 
     def ours() -> None:
-        mask_weights(twin_of(model), method, step.pattern, sequences)
+        mask_weights(shared_copy_of(model), method, step.pattern, sequences)
 
     with torch.no_grad():
         run_decoder(decoder, torch.tensor([sequences[0][:2]]))  # first-use buffers

@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace) -> None:
     from prunelens.pruning.pruned import Calibration
     from prunelens.pruning.recipe import parse_recipe
     from prunelens.study.calibration_texts import own_texts, repair_texts
-    from prunelens.study.evaluate.measure import Bench, TaskSettings
+    from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
     from prunelens.study.evaluate.scores import score_rows
     from prunelens.tasks.suite import parse_tasks
 
@@ -74,7 +74,7 @@ def measure(options: argparse.Namespace) -> None:
     texts = Calibration(own_texts(model, silent), repair_texts(model, silent))
     ranking = rank_redundancy(model, texts.texts)
     reader = Reader(model)
-    bench = Bench(model, parse_tasks(TASKS), TaskSettings(limit=options.limit, long_tokens=options.long_tokens))
+    bench = TaskRunner(model, parse_tasks(TASKS), TaskSettings(limit=options.limit, long_tokens=options.long_tokens))
     for recipe in wanted:
         pruned = apply(parse_recipe(recipe), model, texts, ranking)
         scores = []
@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace) -> None:
             scores = score_rows(bench.dense_found.scored, bench.measure(recipe, pruned.variant).scored)
         saved = 1 - pruned.num_bytes / model.weight_bytes
         found = {"recipe": recipe, "bytes_saved": saved, **reader.read(pruned.variant), "scores": scores}
-        found["explained"] = [one.explained for one in pruned.mended]
+        found["explained"] = [one.explained for one in pruned.repaired]
         target = cell_file(options.folder, recipe)
         temporary = target.with_suffix(".partial")
         temporary.write_text(json.dumps(found), encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from prunelens.errors import PrunelensError, nearest, shown
-from prunelens.study.advise.record import Tried
+from prunelens.study.advise.record import Trial
 from prunelens.study.advise.tables import ADVICE
 from prunelens.study.compare.record import ComparedModel
 from prunelens.study.compare.schemas import RUN
@@ -246,12 +246,12 @@ class Advice(Result):
         return cls(open_run(Path(folder), ADVICE), Path(folder))
 
     @cached_property
-    def chosen(self) -> Tried | None:
+    def chosen(self) -> Trial | None:
         """What is advised, how much it saves and where it loads; None where nothing that was tried keeps the use."""
         return _tried(self.info["chosen"])
 
     @cached_property
-    def runner_up(self) -> Tried | None:
+    def runner_up(self) -> Trial | None:
         """The strongest of another family that keeps the use."""
         return _tried(self.info["runner_up"])
 
@@ -286,5 +286,5 @@ def _named(name: str, known: dict[str, T]) -> T:
     return known[name]
 
 
-def _tried(record: dict[str, Any] | None) -> Tried | None:
-    return Tried.model_validate(record) if record is not None else None
+def _tried(record: dict[str, Any] | None) -> Trial | None:
+    return Trial.model_validate(record) if record is not None else None

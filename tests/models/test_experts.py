@@ -15,7 +15,7 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.experts import mask_experts, num_dropped_parameters, sliced_experts
 from prunelens.models.surgery.mixtures import find_mixtures
-from prunelens.models.surgery.shared_copy import set_weight, twin_of
+from prunelens.models.surgery.shared_copy import set_weight, shared_copy_of
 
 EIGHT = {
     "mixtral": {"num_local_experts": 8},
@@ -82,7 +82,7 @@ def test_masked_equals_sliced(family: str, tmp_path: Path) -> None:
     dense = logits_of(model.network)
     dropped = some_dropped(model)
     assert list(dropped) == LAYERS.get(family, [0, 1, 2, 3])
-    twin = twin_of(model)
+    twin = shared_copy_of(model)
     mask_experts(twin, dropped)
     masked = logits_of(twin.network)
     sliced = smaller(model, dropped)
@@ -101,7 +101,7 @@ def test_masked_equals_sliced(family: str, tmp_path: Path) -> None:
 
 
 def test_the_chosen_experts_are_among_those_left_and_their_weights_sum_to_one() -> None:
-    twin = twin_of(eight_experts("mixtral"))
+    twin = shared_copy_of(eight_experts("mixtral"))
     mask_experts(twin, {0: [0, 1, 2, 5, 7]})
     router = find_mixtures(twin)[0].router
     with torch.inference_mode():
@@ -122,10 +122,10 @@ def weights_sum(rows: Tensor, index: Tensor) -> Tensor:
 def test_a_masked_model_has_twins_and_takes_new_weights(family: str) -> None:
     model = eight_experts(family)
     dropped = some_dropped(model)
-    twin = twin_of(model)
+    twin = shared_copy_of(model)
     mask_experts(twin, dropped)
     masked = logits_of(twin.network)
-    second = twin_of(twin)
+    second = shared_copy_of(twin)
     for mixture in find_mixtures(second).values():
         set_weight(mixture.router, "weight", -mixture.router.weight)
     assert torch.equal(logits_of(twin.network), masked)
@@ -135,7 +135,7 @@ def test_a_masked_model_has_twins_and_takes_new_weights(family: str) -> None:
 
 def test_a_second_mask_replaces_the_first() -> None:
     model = eight_experts("mixtral")
-    twice, once = twin_of(model), twin_of(model)
+    twice, once = shared_copy_of(model), shared_copy_of(model)
     mask_experts(twice, {1: [0, 1]})
     mask_experts(twice, {1: [6]})
     mask_experts(once, {1: [6]})
@@ -167,7 +167,7 @@ def test_what_routers_cannot_do_is_refused(family: str, dropped: dict[int, list[
     model = eight_experts(family)
     for act in (mask_experts, num_dropped_parameters):
         with pytest.raises(PrunelensError, match=message):
-            act(twin_of(model), dropped)
+            act(shared_copy_of(model), dropped)
     with pytest.raises(PrunelensError, match=message):
         sliced_experts(model, copy.deepcopy(model.network.config), model.network.state_dict(), dropped)
 

@@ -28,7 +28,7 @@ from prunelens.models.saving.export import NUM_STEPS, Exported, export
 from prunelens.models.surgery.drop import Drop, dropped, remove
 from prunelens.models.surgery.experts import mask_experts
 from prunelens.models.surgery.mixtures import find_mixtures
-from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.shared_copy import shared_copy_of
 
 TEXT = torch.tensor([[5, 40, 7, 90, 11, 3, 64, 22, 9, 31, 8, 77]])
 QUIET = pytest.mark.filterwarnings("ignore")  # families warn about tiny sizes
@@ -263,7 +263,7 @@ def test_finish_makes_the_weights(tmp_path: Path) -> None:
 @QUIET
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "olmoe", "jamba"])
 def test_dropped_experts_are_sliced_out_beside_other_parts(tmp_path: Path, name: str) -> None:
-    twin = twin_of(wrap(shared_network(name)))
+    twin = shared_copy_of(wrap(shared_network(name)))
     experts = {layer: [layer % 4] for layer in find_mixtures(twin) if layer != 0}
     mask_experts(twin, experts)
     drop = Drop(block=layers(0), attention=layers(3))

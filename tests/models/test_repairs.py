@@ -20,7 +20,7 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import Drop, dropped, kept_weights, num_parameters, remove
 from prunelens.models.surgery.repairs import Repair, find_repair, installed_repairs
-from prunelens.models.surgery.shared_copy import set_weight, twin_of
+from prunelens.models.surgery.shared_copy import set_weight, shared_copy_of
 from prunelens.pruning.apply import apply
 from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import parse_recipe
@@ -72,7 +72,7 @@ def logits(network: Any, ids: Tensor = IDS) -> Tensor:
 
 
 def repaired_twin(model: Model, drop: Drop, *repairs: Repair) -> Model:
-    twin = twin_of(model)
+    twin = shared_copy_of(model)
     remove(twin.anatomy, drop, repairs)
     return twin
 
@@ -170,7 +170,7 @@ def test_all_kinds_at_once(any_family: str) -> None:
     places = {kind: layer_idx for kind, layer_idx in cases(model.anatomy) if kind != "block"} | {"block": 3}
     drop = Drop(**{kind: frozenset([layer_idx]) for kind, layer_idx in places.items()})
     repairs = [some_repair(kind, layer_idx) for kind, layer_idx in places.items()]
-    one_by_one = twin_of(model)
+    one_by_one = shared_copy_of(model)
     for repair in repairs:
         remove(one_by_one.anatomy, only(repair.kind, repair.layer_idx), [repair])
     with dropped(model.anatomy, drop, repairs):
@@ -353,7 +353,7 @@ def test_nothing_is_removed_from_the_model_that_a_twin_was_made_of(any_family: s
     drop = Drop()
     for repair in repairs:
         drop |= only(repair.kind, repair.layer_idx)
-    remove(twin_of(model).anatomy, drop, [repair for repair in repairs if repair.kind == "block"])
+    remove(shared_copy_of(model).anatomy, drop, [repair for repair in repairs if repair.kind == "block"])
     after = dict(model.network.named_parameters())
     assert after.keys() == before.keys()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
@@ -365,7 +365,7 @@ def test_copies_of_a_repaired_twin_compute_the_same(any_family: str) -> None:
     drop = Drop(**{kind: frozenset([layer_idx]) for kind, layer_idx in places.items()})
     twin = repaired_twin(model, drop, *(some_repair(kind, layer_idx) for kind, layer_idx in places.items()))
     expected, own = logits(twin.network), dict(installed_repairs(twin.network))
-    for network in (copy.deepcopy(twin.network), twin_of(twin).network):
+    for network in (copy.deepcopy(twin.network), shared_copy_of(twin).network):
         assert torch.equal(logits(network), expected)
         found = dict(installed_repairs(network))
         assert found.keys() == own.keys()

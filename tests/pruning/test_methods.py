@@ -14,7 +14,7 @@ from prunelens import InputStatistics, PartStates, mask, ranking
 from prunelens.errors import PrunelensError
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import Drop
-from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.pruning import methods
 from prunelens.pruning.apply import apply
 from prunelens.pruning.importance import rank_redundancy
@@ -254,7 +254,7 @@ def test_the_statistics_are_those_of_the_inputs() -> None:
     with torch.no_grad():
         for text in TEXTS:
             network(torch.tensor([text]))
-    mask_weights(twin_of(wrap(tiny_network("llama"))), "looks", Pattern(0.5), TEXTS)
+    mask_weights(shared_copy_of(wrap(tiny_network("llama"))), "looks", Pattern(0.5), TEXTS)
     for module in (layer.self_attn.q_proj, layer.mlp.down_proj):
         found = seen[tuple(module.weight.shape)][0]
         total, count = sums[module]

@@ -12,7 +12,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import dropped
-from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.pruning.apply import apply
 from prunelens.pruning.quantize import quantize, save_quantized
 from prunelens.pruning.recipe import parse_recipe
@@ -50,7 +50,7 @@ def assert_rounded(found: torch.Tensor, weight: torch.Tensor, to: str) -> None:
 def test_the_linear_layers_of_the_blocks_are_quantised(to: str, dtype: torch.dtype) -> None:
     model = wide_model(dtype)
     before = {name: weight.clone() for name, weight in model.network.named_parameters()}
-    twin = twin_of(model)
+    twin = shared_copy_of(model)
     quantize(twin, to)  # type: ignore[arg-type]
     for name, weight in twin.network.named_parameters():
         if name.endswith("proj.weight"):
@@ -70,7 +70,7 @@ def test_saved_and_opened_it_is_what_it_was_in_memory(tmp_path: Path, to: str) -
     target.mkdir()
     save_quantized(plain, target, to)  # type: ignore[arg-type]
     opened = AutoModelForCausalLM.from_pretrained(target)
-    twin = twin_of(model)
+    twin = shared_copy_of(model)
     quantize(twin, to)  # type: ignore[arg-type]
     with torch.inference_mode():
         assert torch.equal(opened(IDS).logits, twin.network(IDS).logits)
@@ -83,7 +83,7 @@ def test_a_family_that_computes_otherwise_once_quantised(tmp_path: Path) -> None
     model.network.save_pretrained(plain)
     target.mkdir()
     save_quantized(plain, target, "int8")
-    twin = twin_of(model)
+    twin = shared_copy_of(model)
     before = model.network(IDS).logits
     quantize(twin, "int8")
     with torch.inference_mode():
@@ -128,7 +128,7 @@ def test_a_model_without_plain_linear_layers_is_refused(family: str) -> None:
 
 
 def test_what_is_quantised_cannot_be_masked() -> None:
-    twin = twin_of(tiny_model())
+    twin = shared_copy_of(tiny_model())
     quantize(twin, "int8")
     with pytest.raises(PrunelensError, match="before quantisation"):
         apply(parse_recipe("magnitude:0.5"), twin)

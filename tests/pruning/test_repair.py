@@ -18,7 +18,7 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import Drop, dropped
 from prunelens.models.surgery.repairs import Repair, installed_repairs
-from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.pruning.apply import apply
 from prunelens.pruning.folding import find_cuts, fold_repairs, num_folding_runs
 from prunelens.pruning.least_squares import STRENGTHS, Moments
@@ -183,7 +183,7 @@ def test_an_attention_that_is_linear_is_put_back(layers: list[int]) -> None:
     expected = logits(network)
     assert not torch.allclose(logits_of(applied(recipe, wrap(network))), expected, atol=0.1)
     assert torch.allclose(logits_of(pruned), expected, atol=1e-5)
-    assert all(found.explained == pytest.approx(1, abs=1e-6) for found in pruned.mended)
+    assert all(found.explained == pytest.approx(1, abs=1e-6) for found in pruned.repaired)
 
 
 def test_a_linear_map_of_limited_rank_is_put_back_at_its_rank() -> None:
@@ -370,7 +370,7 @@ def most_sums(step: RepairForm, num_texts: int) -> int:
     before, fit = living(), fold_repairs if step.fit == "folded" else fit_repairs
     drop = Drop(attention=frozenset([1]))
     what = (drop,) if step.fit == "folded" else (step, drop)
-    fit(twin_of(model), *what, texts, batch_tokens=12, advance=lambda _tokens: alive.append(living()))
+    fit(shared_copy_of(model), *what, texts, batch_tokens=12, advance=lambda _tokens: alive.append(living()))
     assert len(alive) == num_texts
     return max(alive) - before
 
@@ -445,7 +445,7 @@ def test_an_attention_that_is_linear_in_what_the_mlp_before_it_wrote_is_put_back
     assert not torch.allclose(logits_of(applied("drop-attention@2", model)), expected, atol=0.1)
     assert torch.allclose(logits_of(pruned), expected, atol=1e-5)
     assert not pruned.repairs
-    assert pruned.mended[0].explained == pytest.approx(1, abs=1e-6)
+    assert pruned.repaired[0].explained == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_a_folded_map_is_the_ridge_of_what_the_cut_adds(recipe: str, gap: Gap | 
     model = tiny_model("llama", torch.float64)
     pruned = applied(f"{recipe}+repair:folded", model)
     gap = gap or Gap("block", 2, 3)
-    [fitted] = pruned.mended
+    [fitted] = pruned.repaired
     assert fitted.gap == gap
     inputs, targets = contributions(model, "mlp", 1), columns(record(model, gap))[1]
     assert fitted.strength is not None
@@ -482,7 +482,7 @@ def test_a_cut_behind_an_attention_goes_into_its_projection_with_its_bias() -> N
     model = tiny_model("gpt2", torch.float64)
     pruned = applied("drop-mlp@1+repair:folded", model)
     inputs, targets = contributions(model, "attention", 1), contributions(model, "mlp", 1)
-    [fitted] = pruned.mended
+    [fitted] = pruned.repaired
     assert fitted.strength is not None
     map_, shift = repair_oracle.ridge(inputs, targets, None, fitted.strength)
     expected = inputs + inputs @ map_ + shift
@@ -491,9 +491,9 @@ def test_a_cut_behind_an_attention_goes_into_its_projection_with_its_bias() -> N
 
 def test_the_second_cut_is_fitted_behind_the_first_that_is_folded() -> None:
     model = tiny_model("llama", torch.float64)
-    twin = twin_of(model)
+    twin = shared_copy_of(model)
     fitted = fold_repairs(twin, Drop(attention=frozenset([1, 3])), TEXTS, batch_tokens=50)
-    first = twin_of(model)
+    first = shared_copy_of(model)
     fold_repairs(first, Drop(attention=frozenset([1])), TEXTS)
     with dropped(first.anatomy, Drop(attention=frozenset([1]))):
         inputs, targets = contributions(first, "mlp", 2), contributions(first, "attention", 3)
@@ -524,7 +524,7 @@ def test_folding_works_unless_a_norm_follows_the_sublayer(any_family: str) -> No
             applied("drop-block@1+repair:folded", model, FEW)
         return
     pruned = applied("drop-block@1+repair:folded", model, FEW)
-    [fitted] = pruned.mended
+    [fitted] = pruned.repaired
     [cut] = find_cuts(model, Drop(block=frozenset([1])))
     before = cut.before
     inputs, targets = (
@@ -582,7 +582,7 @@ def test_cuts_are_runs_of_sublayers_that_are_out() -> None:
         [("attention", 3), ("mlp", 3)],
     ]
     passed: list[int] = []
-    fold_repairs(twin_of(model), drop, TEXTS, advance=passed.append)
+    fold_repairs(shared_copy_of(model), drop, TEXTS, advance=passed.append)
     assert sum(passed) == num_folding_runs(found) * sum(LENGTHS)
 
 
@@ -651,7 +651,7 @@ def test_logits_that_overflow_are_refused_where_they_weigh() -> None:
     model, texts = wrap(network), [*TEXTS, bad]
     assert torch.isinf(logits(network, torch.tensor([bad]))).any()
     assert torch.isfinite(logits(network)).all()
-    assert applied("drop-attention@2+repair:linear,weighted", model, texts).mended[0].explained > 0
+    assert applied("drop-attention@2+repair:linear,weighted", model, texts).repaired[0].explained > 0
     with pytest.raises(PrunelensError, match=r"expected finite .* use float32"):
         applied("drop-attention@2+repair:linear,rank=4,weighted", model, texts)
 

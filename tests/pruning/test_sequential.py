@@ -11,7 +11,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import Drop
-from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.pruning.sequential import Masked, mask_weights
 from prunelens.pruning.steps.mask import MaskStep
 
@@ -26,7 +26,7 @@ def some_sequences(*lengths: int) -> list[list[int]]:
 def masked(
     network: Any, method: str, sparsity: str, sequences: list[list[int]] | None = None, **options: Any
 ) -> tuple[Model, Masked]:
-    twin = twin_of(wrap(network))
+    twin = shared_copy_of(wrap(network))
     texts = some_sequences(12, 9, 12, 20) if sequences is None else sequences
     return twin, mask_weights(twin, method, MaskStep(method=method, sparsity=sparsity).pattern, texts, **options)
 

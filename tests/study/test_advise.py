@@ -32,24 +32,14 @@ from prunelens.pruning.recipe import parse_recipe
 from prunelens.report.pages.advise import render_advice
 from prunelens.report.pages.rerender import render_again
 from prunelens.results import Advice
-from prunelens.study.advise.answers import Ledger, OutOfTimeError
+from prunelens.study.advise.answers import AnswerCache, OutOfTimeError
+from prunelens.study.advise.goal import Goal, Trial, coarse, loss_of, strongest
 from prunelens.study.advise.held_out import NUM_RANDOM, compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
-from prunelens.study.advise.search import (
-    PATIENCE,
-    SPARSITIES,
-    Aim,
-    Search,
-    Tried,
-    coarse,
-    loss_of,
-    recipe_of,
-    repair_of,
-    strongest,
-)
-from prunelens.study.evaluate.measure import Bench, TaskSettings
+from prunelens.study.advise.search import PATIENCE, SPARSITIES, Search, recipe_of, repair_of
+from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
 from prunelens.study.store import Run
 from prunelens.tasks.prompts import prompts
-from prunelens.tasks.suite import CORE_TASKS, Metric, Scored, parse_tasks
+from prunelens.tasks.suite import CORE_TASKS, Metric, MetricScores, parse_tasks
 from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.greedy_drop import Part, damage_of_drops
 
@@ -108,76 +98,76 @@ def refuse() -> Any:
 
 
 def test_a_question_is_asked_once_and_its_answer_survives(tmp_path: Path) -> None:
-    ledger, answers = Ledger(tmp_path / "answers"), Answers({"a": (1, 2.5), "ü": None})
-    first = ledger.ask({"ask": "this", "of": ["x", 1]}, answers)
+    answers, answers = AnswerCache(tmp_path / "answers"), Answers({"a": (1, 2.5), "ü": None})
+    first = answers.ask({"ask": "this", "of": ["x", 1]}, answers)
     assert first == {"a": [1, 2.5], "ü": None}  # as it is read back
-    assert ledger.ask({"of": ["x", 1], "ask": "this"}, refuse) == first
-    assert Ledger(tmp_path / "answers").ask({"ask": "this", "of": ("x", 1)}, refuse) == first
-    assert (answers.count, ledger.asked) == (1, 1)
-    assert ledger.ask({"ask": "this", "of": ["x", 2]}, Answers(False)) is False
-    assert ledger.ask({"ask": "this", "of": ["x", 2]}, refuse) is False
-    assert ledger.asked == 2
+    assert answers.ask({"of": ["x", 1], "ask": "this"}, refuse) == first
+    assert AnswerCache(tmp_path / "answers").ask({"ask": "this", "of": ("x", 1)}, refuse) == first
+    assert (answers.count, answers.asked) == (1, 1)
+    assert answers.ask({"ask": "this", "of": ["x", 2]}, Answers(False)) is False
+    assert answers.ask({"ask": "this", "of": ["x", 2]}, refuse) is False
+    assert answers.asked == 2
     assert len(list((tmp_path / "answers").iterdir())) == 2
 
 
 def test_only_new_questions_need_time(tmp_path: Path, clock: Clock) -> None:
-    ledger = Ledger(tmp_path, seconds=10.0)
+    answers = AnswerCache(tmp_path, seconds=10.0)
     clock.now += 10
-    assert ledger.spent == 10
-    assert ledger.ask({"place": 0}, Answers(7)) == 7  # the last moment
+    assert answers.spent == 10
+    assert answers.ask({"place": 0}, Answers(7)) == 7  # the last moment
     clock.now += 0.5
-    assert ledger.ask({"place": 0}, refuse) == 7
+    assert answers.ask({"place": 0}, refuse) == 7
     with pytest.raises(OutOfTimeError):
-        ledger.ask({"place": 1}, refuse)
-    ledger.allow(11.0)
-    assert ledger.ask({"place": 1}, Answers(8)) == 8
-    ledger.allow(0.0)
+        answers.ask({"place": 1}, refuse)
+    answers.allow(11.0)
+    assert answers.ask({"place": 1}, Answers(8)) == 8
+    answers.allow(0.0)
     with pytest.raises(OutOfTimeError):
-        ledger.ask({"place": 2}, refuse)
-    ledger.allow(None)
-    assert ledger.ask({"place": 2}, Answers(9)) == 9
-    assert ledger.asked == 3
+        answers.ask({"place": 2}, refuse)
+    answers.allow(None)
+    assert answers.ask({"place": 2}, Answers(9)) == 9
+    assert answers.asked == 3
 
 
 @pytest.mark.parametrize("content", [b"", b'{"question": {"ask', b"[]", b"null", b"7", b"{}", b"\xff\xfe", b'"answer"'])
 def test_a_damaged_answer_is_asked_anew(tmp_path: Path, content: bytes) -> None:
-    Ledger(tmp_path).ask({"place": 0}, Answers([1]))
+    AnswerCache(tmp_path).ask({"place": 0}, Answers([1]))
     (path,) = tmp_path.iterdir()
     path.write_bytes(content)
-    ledger, answers = Ledger(tmp_path), Answers([2])
-    assert ledger.ask({"place": 0}, answers) == [2]
-    assert ledger.ask({"place": 0}, refuse) == [2]
-    assert (answers.count, ledger.asked) == (1, 1)
+    answers, answers = AnswerCache(tmp_path), Answers([2])
+    assert answers.ask({"place": 0}, answers) == [2]
+    assert answers.ask({"place": 0}, refuse) == [2]
+    assert (answers.count, answers.asked) == (1, 1)
 
 
 def test_a_failed_answer_leaves_nothing(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "answers")
+    answers = AnswerCache(tmp_path / "answers")
     with pytest.raises(AssertionError):
-        ledger.ask({"place": 0}, refuse)
-    assert ledger.asked == 0
+        answers.ask({"place": 0}, refuse)
+    assert answers.asked == 0
     assert not (tmp_path / "answers").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(PrunelensError, match=r"cannot be kept in .*file"):
-        Ledger(tmp_path / "file").ask({"place": 0}, Answers(1))
+        AnswerCache(tmp_path / "file").ask({"place": 0}, Answers(1))
 
 
 # --------------------------------------------------------------------------- what keeps a use
 
 
-def scored(metric: Metric, *values: float) -> Scored:
-    return Scored(metric, {f"item-{place}": float(value) for place, value in enumerate(values)})
+def scored(metric: Metric, *values: float) -> MetricScores:
+    return MetricScores(metric, {f"item-{place}": float(value) for place, value in enumerate(values)})
 
 
-def right(metric: Metric, count: int, total: int) -> Scored:
+def right(metric: Metric, count: int, total: int) -> MetricScores:
     return scored(metric, *[1] * count, *[0] * (total - count))
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.75, 0.8, 0.9, 0.95])
 def test_a_score_at_the_tolerance_keeps_and_one_item_less_does_not(keep: float) -> None:
-    aim, edges = Aim("short-generation", keep), 0
+    aim, edges = Goal("short-generation", keep), 0
     for total in (8, 10, 12, 20, 30, 40):
         for dense in range(total // 2, total + 1):
             edge = round(dense * keep)
@@ -195,7 +185,7 @@ def test_a_score_at_the_tolerance_keeps_and_one_item_less_does_not(keep: float) 
 
 @pytest.mark.parametrize("keep", [0.75, 0.95])
 def test_costs_at_the_tolerance_keep(keep: float) -> None:
-    aim = Aim(USE, keep)
+    aim = Goal(USE, keep)
     nll = [scored(NLL, *[2.0] * 8)], [scored(NLL, *[2 + 2 * (1 - keep)] * 8)]
     assert loss_of(aim, *nll) == (1, f"{2 * (1 - keep):+.3f} nats per token")
     more = [scored(NLL, *[2.0] * 8)], [scored(NLL, *[2.001 + 2 * (1 - keep)] * 8)]
@@ -207,7 +197,7 @@ def test_costs_at_the_tolerance_keep(keep: float) -> None:
 
 
 def test_the_worst_number_of_the_class_decides() -> None:
-    aim = Aim(USE, 0.75)
+    aim = Goal(USE, 0.75)
     dense = [scored(NLL, 2, 2), scored(LOOPS, 0, 0), scored(LENGTH, 9, 9), right(FACTS, 4, 4)]
     own = [scored(NLL, 2.25, 2.25), scored(LOOPS, 1, 0), scored(LENGTH, 1, 1), right(FACTS, 0, 4)]
     assert loss_of(aim, dense, own) == (2, "+50.0 points of looping texts")
@@ -216,14 +206,14 @@ def test_the_worst_number_of_the_class_decides() -> None:
 
 def test_tasks_of_one_class_count_together_and_those_at_chance_do_not() -> None:
     dense = [right(FACTS, 8, 8), right(COPY, 4, 8)]
-    loss, number = loss_of(Aim("short-generation", 0.5), dense, [right(FACTS, 8, 8), right(COPY, 1, 8)])
+    loss, number = loss_of(Goal("short-generation", 0.5), dense, [right(FACTS, 8, 8), right(COPY, 1, 8)])
     assert (loss, number) == (0.5, "75.0 % of the dense score")
-    alone, _ = loss_of(Aim("short-generation", 0.5), [dense[0], right(COPY, 0, 8)], [dense[0], right(COPY, 8, 8)])
+    alone, _ = loss_of(Goal("short-generation", 0.5), [dense[0], right(COPY, 0, 8)], [dense[0], right(COPY, 8, 8)])
     assert alone == 0
 
 
 def test_neighbours_decide_only_where_nothing_better_does() -> None:
-    aim = Aim("retrieval", 0.75)
+    aim = Goal("retrieval", 0.75)
     neighbours = scored(OVERLAP, *[1] * 8), scored(OVERLAP, *[0.5] * 8)
     found = loss_of(aim, [right(NDCG, 0, 8), neighbours[0]], [right(NDCG, 0, 8), neighbours[1]])
     kept = (0.5 - 0.125) / 0.875  # beyond what a random order shares
@@ -235,12 +225,12 @@ def test_neighbours_decide_only_where_nothing_better_does() -> None:
 def test_a_use_at_chance_cannot_be_kept() -> None:
     for use, dense in (("multiple-choice", right(CHOICE, 2, 8)), ("short-generation", right(FACTS, 0, 8))):
         with pytest.raises(PrunelensError, match=rf"at chance on every task for {use}.*--tasks"):
-            loss_of(Aim(use), [dense], [dense])
-    assert loss_of(Aim("multiple-choice"), [right(CHOICE, 8, 8)], [right(CHOICE, 8, 8)])[0] == 0
+            loss_of(Goal(use), [dense], [dense])
+    assert loss_of(Goal("multiple-choice"), [right(CHOICE, 8, 8)], [right(CHOICE, 8, 8)])[0] == 0
 
 
-def tried(recipe: str, bytes_saved: float, zeros: float = 0.0, loss: float = 0.0, family: str = "drops") -> Tried:
-    return Tried(recipe, family, 1.0, bytes_saved, bytes_saved, float(zeros), float(loss), loss <= 1, "")
+def tried(recipe: str, bytes_saved: float, zeros: float = 0.0, loss: float = 0.0, family: str = "drops") -> Trial:
+    return Trial(recipe, family, 1.0, bytes_saved, bytes_saved, float(zeros), float(loss), loss <= 1, "")
 
 
 def test_the_strongest_saves_most_bytes_then_most_zeros_then_loses_least() -> None:
@@ -281,17 +271,17 @@ def test_recipes_name_parts_in_order_of_depth() -> None:
 @pytest.fixture
 def search(dense: Model, tmp_path: Path) -> Search:
     """A search that has not begun."""
-    bench = Bench(dense, parse_tasks({USE: ["core_long"]}), TaskSettings(limit=2, long_tokens=4, subset="search"))
-    return Search(dense, bench, Aim(USE), Ledger(tmp_path), [], list, {"fingerprint": "f"}, silent)
+    runner = TaskRunner(dense, parse_tasks({USE: ["core_long"]}), TaskSettings(limit=2, long_tokens=4, subset="search"))
+    return Search(dense, runner, Goal(USE), AnswerCache(tmp_path), [], list, {"fingerprint": "f"}, silent)
 
 
 def judging(search: Search, keeps: Callable[[str], bool]) -> list[str]:
     """Let this judge; the recipes that it is asked are listed."""
     asked: list[str] = []
 
-    def judge(recipe: str, family: str, size: float) -> Tried:
+    def judge(recipe: str, family: str, size: float) -> Trial:
         asked.append(recipe)
-        found = Tried(
+        found = Trial(
             recipe, family, float(size), 0.0, size / 100, 0.0, float(not keeps(recipe)) * 2, keeps(recipe), ""
         )
         search.tried.append(found)
@@ -436,10 +426,10 @@ def test_a_format_that_cannot_be_made_is_a_note(search: Search, monkeypatch: pyt
 def test_a_judgement_is_kept_in_the_ledger(search: Search) -> None:
     first = search.judge("drop-mlp@1", "drops", 1.0)
     assert search.tried == [first]
-    count = search.ledger.asked
-    search.ledger.allow(0.0)
+    count = search.answers.asked
+    search.answers.allow(0.0)
     assert search.judge("drop-mlp@1", "drops", 1.0) == first
-    assert search.ledger.asked == count
+    assert search.answers.asked == count
     whole = sum(weight.numel() for weight in search.dense.network.parameters())
     assert first.parameters_saved == pytest.approx(parameters(search.dense, ("mlp", 1)) / whole)
     assert first.bytes_saved == pytest.approx(first.parameters_saved, abs=1e-5)
@@ -452,16 +442,16 @@ def test_damage_is_asked_of_the_trajectories(search: Search) -> None:
     drop, wanted = Drop(mlp=frozenset([2])), [("attention", 1), ("mlp", 0)]
     _, damage = damage_of_drops(search.dense, search.trajectories, drop, wanted)
     assert search._damage(drop, wanted) == [float(damage[part].mean()) for part in wanted]
-    search.ledger.allow(0.0)
+    search.answers.allow(0.0)
     assert search._damage(drop, wanted) == [float(damage[part].mean()) for part in wanted]
 
 
 def test_another_class_of_the_same_task_is_another_question(search: Search, dense: Model) -> None:
-    settings = search.bench.settings
-    other = Bench(dense, parse_tasks({"short-generation": ["core_long"]}), settings)
-    assert {one.metric.use for one in search.dense_scores(search.bench)} == {USE}
+    settings = search.runner.settings
+    other = TaskRunner(dense, parse_tasks({"short-generation": ["core_long"]}), settings)
+    assert {one.metric.use for one in search.dense_scores(search.runner)} == {USE}
     assert {one.metric.use for one in search.dense_scores(other)} == {"short-generation"}
-    assert {one.metric.use for one in search.measure(search.bench, "drop-mlp@1").scored} == {USE}
+    assert {one.metric.use for one in search.measure(search.runner, "drop-mlp@1").scored} == {USE}
     assert {one.metric.use for one in search.measure(other, "drop-mlp@1").scored} == {"short-generation"}
 
 
@@ -553,7 +543,7 @@ def test_a_layout_that_prune_refuses_is_not_advised(for_servers: Model, recipe: 
 # --------------------------------------------------------------------------- whole runs
 
 
-class Recorded(Ledger):
+class Recorded(AnswerCache):
     """A ledger that the tests can look at."""
 
     last: "Recorded"
@@ -568,7 +558,7 @@ def undisturbed(dense: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """(advice, number of questions) of a whole search."""
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(advise_module, "Ledger", Recorded)
+        patch.setattr(advise_module, "AnswerCache", Recorded)
         found = advise(dense, USE, tmp_path_factory.mktemp("advice") / "search", **ASKED)
     return found, Recorded.last.asked
 
@@ -682,7 +672,7 @@ def test_a_second_call_asks_nothing_new(
     found, asked = undisturbed
     answers = sorted(path.name for path in (found.folder.parent / "answers").iterdir())
     assert len(answers) == asked
-    monkeypatch.setattr(advise_module, "Ledger", Recorded)
+    monkeypatch.setattr(advise_module, "AnswerCache", Recorded)
     again = advise(dense, USE, found.folder.parent, **ASKED)
     assert Recorded.last.asked == 0
     assert again.tables == found.tables
@@ -709,7 +699,7 @@ def test_a_stopped_search_goes_on(
             raise KeyboardInterrupt
         return whole(search, drop, wanted)
 
-    monkeypatch.setattr(advise_module, "Ledger", Recorded)
+    monkeypatch.setattr(advise_module, "AnswerCache", Recorded)
     with monkeypatch.context() as patch:
         patch.setattr(Search, "_damage", damage)
         with pytest.raises(KeyboardInterrupt):
@@ -748,13 +738,13 @@ def test_a_budget_that_ends_in_the_search_leaves_time_to_check(
         return question["ask"] in known or question.get("settings", {}).get("subset") == "held-out"
 
     folder = copied(undisturbed, tmp_path / "search", wanted)
-    measure = Bench.measure
+    measure = TaskRunner.measure
 
-    def slow(bench: Bench, label: str, variant: Variant) -> Any:
-        clock.now += 30 if bench.settings.subset == "search" else 0
-        return measure(bench, label, variant)
+    def slow(runner: TaskRunner, label: str, variant: Variant) -> Any:
+        clock.now += 30 if runner.settings.subset == "search" else 0
+        return measure(runner, label, variant)
 
-    monkeypatch.setattr(Bench, "measure", slow)
+    monkeypatch.setattr(TaskRunner, "measure", slow)
     found = advise(dense, USE, folder, budget=1.2, **ASKED)
     tried = found.tables["tried"].to_pylist()
     assert [row["recipe"] for row in tried] == ["quantize:int8", "quantize:int4"]  # the second began before 46.8 s
@@ -769,9 +759,9 @@ def test_items_at_chance_after_the_search_are_a_note(
 ) -> None:
     folder = copied(undisturbed, tmp_path / "search", lambda question: True)
     whole, held_out = loss_of, TaskSettings(limit=4, subset="held-out", long_tokens=12)
-    names = {prompt.prompt_id for prompt in Bench(dense, parse_tasks("core_long"), held_out)._prompts}
+    names = {prompt.prompt_id for prompt in TaskRunner(dense, parse_tasks("core_long"), held_out)._prompts}
 
-    def at_chance(aim: Aim, left: list[Scored], right: list[Scored]) -> tuple[float, str]:
+    def at_chance(aim: Goal, left: list[MetricScores], right: list[MetricScores]) -> tuple[float, str]:
         if names & left[0].values.keys():
             raise PrunelensError("the dense model is at chance")
         return whole(aim, left, right)
@@ -826,9 +816,9 @@ def test_bad_settings_and_folders_are_refused(dense: Model, tmp_path: Path) -> N
 
 def test_texts_that_are_too_few_for_the_tolerance_are_remarked() -> None:
     loops = Metric("core_long", "loops", "long-generation", better="lower", decides="loops")
-    dense = [Scored(loops, {str(item): 0.0 for item in range(18)})]
-    (said,) = coarse(Aim("long-generation", 0.95), dense)
+    dense = [MetricScores(loops, {str(item): 0.0 for item in range(18)})]
+    (said,) = coarse(Goal("long-generation", 0.95), dense)
     assert "one text of 18 is 5.6 points" in said
     assert "tolerance of 5:" in said
-    assert coarse(Aim("long-generation", 0.9), dense) == []
-    assert coarse(Aim("long-generation", 0.95), []) == []
+    assert coarse(Goal("long-generation", 0.9), dense) == []
+    assert coarse(Goal("long-generation", 0.95), []) == []

@@ -23,7 +23,7 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.report.pages.rerender import render_again
 from prunelens.results import Evaluation
-from prunelens.study.evaluate.measure import Bench, TaskSettings, _guessed_ndcg, _guessed_recall
+from prunelens.study.evaluate.measure import TaskRunner, TaskSettings, _guessed_ndcg, _guessed_recall
 from prunelens.study.evaluate.verdict import Thresholds
 from prunelens.tasks.corpora import Corpus
 from prunelens.tasks.harness import Harness
@@ -236,8 +236,8 @@ def test_without_a_repair_nobody_asks_for_the_questions(dense: Model, monkeypatc
 
 def test_questions_come_without_the_words_around_them(dense: Model, tmp_path: Path) -> None:
     name = str(beir(tmp_path / "mine"))
-    bench = Bench(dense, parse_tasks(("core_facts", "core_arithmetic", "core_long", name)), TaskSettings(limit=2))
-    found = bench.questions
+    runner = TaskRunner(dense, parse_tasks(("core_facts", "core_arithmetic", "core_long", name)), TaskSettings(limit=2))
+    found = runner.questions
     passages = [item["prompt"] for item in items("core_long")]
     assert set(found) >= {*passages, *(item["question"] for item in items("core_facts") if len(item["question"]) >= 24)}
     assert all(len(text) >= 24 for text in found)
@@ -535,7 +535,7 @@ def test_what_cannot_be_compared_is_refused(dense: Model, monkeypatch: pytest.Mo
     def nothing(*args: Any) -> None:
         raise AssertionError("something was computed")
 
-    monkeypatch.setattr(module.Bench, "_run", nothing)
+    monkeypatch.setattr(module.TaskRunner, "_run", nothing)
     for compressed, words in (
         ((), "at least one compressed model"),
         (("drop-mlp@1", "drop-mlp@1"), "given twice"),

@@ -26,10 +26,11 @@ from prunelens.pruning.recipe import parse_recipe
 from prunelens.report.pages.rerender import render_again
 from prunelens.results import Comparison
 from prunelens.study.advise import advise as advising
-from prunelens.study.advise.answers import Ledger
+from prunelens.study.advise.answers import AnswerCache
+from prunelens.study.advise.goal import Goal, Trial
 from prunelens.study.advise.outside import methods_tried, rank, try_rankings
-from prunelens.study.advise.search import Aim, Search, Tried
-from prunelens.study.evaluate.measure import Bench, TaskSettings
+from prunelens.study.advise.search import Search
+from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
 from prunelens.study.sweep.study_file import cells_of, parse_study
 from prunelens.study.sweep.tables import is_mask
 from prunelens.tasks.suite import parse_tasks
@@ -287,10 +288,17 @@ def test_pages_take_an_unknown_mask_for_a_mask() -> None:
 def search(tmp_path: Path) -> Search:
     """A search that has not begun, on a model that has only to be ranked."""
     model = text_model()
-    bench = Bench(model, parse_tasks({"long-generation": ["core_long"]}), TaskSettings(limit=2, subset="search"))
+    runner = TaskRunner(model, parse_tasks({"long-generation": ["core_long"]}), TaskSettings(limit=2, subset="search"))
     texts = [[7, 30, 60, 90, 120], [40, 50]]
     return Search(
-        model, bench, Aim("long-generation"), Ledger(tmp_path / "answers"), [], lambda: texts, {"of": "m"}, silent
+        model,
+        runner,
+        Goal("long-generation"),
+        AnswerCache(tmp_path / "answers"),
+        [],
+        lambda: texts,
+        {"of": "m"},
+        silent,
     )
 
 
@@ -298,9 +306,9 @@ def judging(search: Search, monkeypatch: pytest.MonkeyPatch, keeps: Callable[[st
     """Let this judge; (recipe, family) of what it is asked."""
     asked: list[tuple[str, str]] = []
 
-    def judge(recipe: str, family: str, size: float) -> Tried:
+    def judge(recipe: str, family: str, size: float) -> Trial:
         asked.append((recipe, family))
-        return Tried(recipe, family, size, 0.0, 0.0, 0.0, 0.0, keeps(recipe), "")
+        return Trial(recipe, family, size, 0.0, 0.0, 0.0, 0.0, keeps(recipe), "")
 
     monkeypatch.setattr(search, "judge", judge)
     return asked
@@ -324,7 +332,7 @@ def test_advice_drops_in_the_order_of_a_ranking(plugin: Path, search: Search, mo
     recipes = [recipe for recipe, _ in asked]
     assert recipes[:3] == ["drop-attention@3", "drop-sublayers@a3,m3", "drop-sublayers@a2,a3,m3"]
     assert all(parse_recipe(recipe).outside_methods == () for recipe in recipes)
-    assert all(Tried(recipe, family, 1.0, 0.0, 0.0, 0.0, 0.0, True, "").is_drop for recipe, family in asked)
+    assert all(Trial(recipe, family, 1.0, 0.0, 0.0, 0.0, 0.0, True, "").is_drop for recipe, family in asked)
 
 
 def test_answers_about_another_version_are_not_taken(plugin: Path, search: Search) -> None:
@@ -339,7 +347,7 @@ def test_answers_about_another_version_are_not_taken(plugin: Path, search: Searc
     assert first["methods"] == records(plugin)[1:] or second["methods"] == records(plugin)[1:]
     assert first != second
     assert plain == same == {"of": "m", "recipe": "wanda:0.5"}
-    assert len(list((search.ledger.folder).glob("*.json"))) == 3  # the ranking of each version, and the cosine
+    assert len(list((search.answers.folder).glob("*.json"))) == 3  # the ranking of each version, and the cosine
     assert [record["name"] for record in methods_tried()["methods"]] == ["mine", "deepest"]
     forget()
     assert methods_tried() == {}
@@ -351,6 +359,6 @@ def test_advice_asks_for_rankings_between_drops_and_sums(search: Search, monkeyp
         monkeypatch.setattr(search, name, lambda name=name: calls.append(name))
     monkeypatch.setattr(advising, "try_rankings", lambda found: calls.append("rankings"))
     searching = advising._Advising.__new__(advising._Advising)
-    searching.budget, searching.ledger = None, search.ledger
+    searching.budget, searching.answers = None, search.answers
     searching._search(search)
     assert calls == ["formats", "masks", "drops", "rankings", "together"]

@@ -12,22 +12,22 @@ from rich.console import Console
 from torch import nn
 
 import prunelens.cli.main
-import prunelens.study.benchmark.benchmark as benchmark_module
 import prunelens.study.benchmark.speed as speed_module
 import prunelens.study.benchmark.timing as runs
+import prunelens.study.prepare as prepare_module
 from conftest import tiny_model, words
 from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import load
 from prunelens.models.sizes import network_bytes
 from prunelens.models.surgery.drop import NOTHING, Drop
-from prunelens.models.surgery.shared_copy import named_owners, set_weight, twin_of
+from prunelens.models.surgery.shared_copy import named_owners, set_weight, shared_copy_of
 from prunelens.models.surgery.variant import Variant
 from prunelens.report.terminal.benchmark import print_speeds, size_in_words, speed_table, speeds_as_json
 from prunelens.study.benchmark.benchmark import run_benchmark
 from prunelens.study.benchmark.record import Speed, SpeedSettings, Spread
 from prunelens.study.benchmark.speed import measure_speeds
-from prunelens.study.benchmark.timing import CacheSize, Run
+from prunelens.study.benchmark.timing import CacheSize, Timing
 
 SMALL = SpeedSettings(batch_size=2, context=10, new_tokens=3, repeats=2)
 FIRST = Drop(attention=frozenset([0]))
@@ -40,7 +40,7 @@ def measured(*variants: Variant, settings: SpeedSettings = SMALL) -> list[Speed]
 
 def with_zeros(model: Model, share: float) -> Model:
     """A twin whose linear layers in the blocks have this share of zeros."""
-    twin = twin_of(model)
+    twin = shared_copy_of(model)
     for name, (owner, attribute) in named_owners(twin.network).items():
         if ".layers." in name and isinstance(owner, nn.Linear) and attribute == "weight":
             value = owner.weight.detach().clone()
@@ -53,11 +53,11 @@ def timed(monkeypatch: pytest.MonkeyPatch, *factors: float) -> None:
     """Let runs take given times: the n-th model of a repeat `factors[n]` times one second, then two."""
     calls = iter(range(1_000_000))
 
-    def run_once(variant: Variant, ids: torch.Tensor, context: int) -> Run:
+    def time_once(variant: Variant, ids: torch.Tensor, context: int) -> Timing:
         seconds = factors[next(calls) % len(factors)]
-        return Run(seconds, 2 * seconds, CacheSize(0, 0, ()))
+        return Timing(seconds, 2 * seconds, CacheSize(0, 0, ()))
 
-    monkeypatch.setattr(speed_module, "run_once", run_once)
+    monkeypatch.setattr(speed_module, "run_once", time_once)
 
 
 # --- what is run -------------------------------------------------------------------------------------------
@@ -90,9 +90,9 @@ def test_decoding_continues_the_prefill(any_family: str, drop: Drop) -> None:
 def test_repeats_are_interleaved_and_all_models_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, other = tiny_model(), tiny_model(seed=1)
     seen: list[tuple[str, torch.Tensor]] = []
-    own = runs.run_once
+    own = runs.time_once
 
-    def watched(variant: Variant, ids: torch.Tensor, context: int) -> Run:
+    def watched(variant: Variant, ids: torch.Tensor, context: int) -> Timing:
         seen.append(("dense" if variant.model is dense else "other", ids))
         return own(variant, ids, context)
 
@@ -108,9 +108,9 @@ def test_repeats_are_interleaved_and_all_models_read_the_same(monkeypatch: pytes
 def test_the_seed_chooses_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
 
-    def watched(variant: Variant, ids: torch.Tensor, context: int) -> Run:
+    def watched(variant: Variant, ids: torch.Tensor, context: int) -> Timing:
         seen.append(ids)
-        return Run(1.0, 1.0, CacheSize(0, 0, ()))
+        return Timing(1.0, 1.0, CacheSize(0, 0, ()))
 
     monkeypatch.setattr(speed_module, "run_once", watched)
     model = tiny_model()
@@ -192,7 +192,7 @@ def test_what_is_stored_is_the_files(checkpoint: Any) -> None:
     assert found.weight_bytes_stored == (checkpoint / "model.safetensors").stat().st_size
     assert found.weight_bytes_in_memory == network_bytes(model.network)
     assert any("times as much memory as on disk, because they were opened in float64" in note for note in found.notes)
-    (twin,) = measured(Variant(twin_of(model)))
+    (twin,) = measured(Variant(shared_copy_of(model)))
     assert twin.weight_bytes_stored is None
 
 
@@ -253,14 +253,14 @@ def test_quantised_weights_that_are_slower_are_told(monkeypatch: pytest.MonkeyPa
     from prunelens.pruning.quantize import quantize
 
     model = tiny_model()
-    small = twin_of(model)
+    small = shared_copy_of(model)
     quantize(small, "int8")
     timed(monkeypatch, 1.0, 2.0)
     _, slow = measured(Variant(model), Variant(small))
     told = "slower than the dense model (0.50 to 0.50 times its speed)"
     assert [note.split(":")[0] for note in slow.notes if told in note] == ["prefill", "decoding"]
     assert slow.zero_fraction == 0
-    _, plain = measured(Variant(model), Variant(twin_of(model)))
+    _, plain = measured(Variant(model), Variant(shared_copy_of(model)))
     assert not any("slower" in note for note in plain.notes)
     timed(monkeypatch, 2.0, 1.0)
     _, fast = measured(Variant(model), Variant(small))
@@ -306,7 +306,7 @@ def test_a_model_without_a_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_full_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any) -> Run:
+    def full(*args: Any) -> Timing:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(speed_module, "run_once", full)
@@ -473,13 +473,13 @@ def test_calibration_texts_are_read_where_given(
     text = tmp_path / "text.txt"
     text.write_text(words(*range(3, 40)), encoding="utf-8")
     taken: list[Any] = []
-    own = benchmark_module.apply_recipes
+    own = prepare_module.apply_recipes
 
     def watched(candidates: Any, dense: Model, texts: Any, ranking: Any, *rest: Any) -> None:
         taken.append((texts, ranking))
         own(candidates, dense, texts, ranking, *rest)
 
-    monkeypatch.setattr(benchmark_module, "apply_recipes", watched)
+    monkeypatch.setattr(prepare_module, "apply_recipes", watched)
     run_benchmark(model, [recipe], SMALL, text)
     ((texts, ranking),) = taken
     assert [token for row in texts.texts for token in row if token > 2] == list(range(3, 40))
@@ -489,7 +489,7 @@ def test_calibration_texts_are_read_where_given(
 
 
 def test_what_cannot_be_measured_is_refused_before_recipes_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark_module, "apply_recipes", None)
+    monkeypatch.setattr(prepare_module, "apply_recipes", None)
     model = tiny_model()
     for compressed, changed, message in (
         (["magnitude:0.5"], {"context": 126}, "at most 128 together"),

@@ -20,7 +20,7 @@ from prunelens.study.evaluate.verdict import (
     judge,
     predict,
 )
-from prunelens.tasks.suite import USES, Metric, Scored
+from prunelens.tasks.suite import USES, Metric, MetricScores
 
 CHOICE = Metric("choice", "acc", "multiple-choice", 0.25, decides="kept")
 FACTS = Metric("facts", "exact_match", "short-generation", decides="kept")
@@ -36,11 +36,11 @@ BIT = 2**-10
 MANY = 400
 
 
-def scored(metric: Metric, *values: float) -> Scored:
-    return Scored(metric, {f"item-{place}": float(value) for place, value in enumerate(values)})
+def scored(metric: Metric, *values: float) -> MetricScores:
+    return MetricScores(metric, {f"item-{place}": float(value) for place, value in enumerate(values)})
 
 
-def alike(metric: Metric, value: float) -> Scored:
+def alike(metric: Metric, value: float) -> MetricScores:
     """Many items of one value."""
     return scored(metric, *[value] * MANY)
 
@@ -442,8 +442,8 @@ def test_lost_is_what_became_worse() -> None:
 
 
 def test_only_items_and_metrics_of_both_models_count() -> None:
-    dense = [Scored(FACTS, {"a": 1.0, "b": 0.0, "c": 1.0}), alike(NLL, 1)]
-    own = [alike(LOOPS, 0), Scored(FACTS, {"c": 0.5, "d": 9.0, "a": 1.0})]
+    dense = [MetricScores(FACTS, {"a": 1.0, "b": 0.0, "c": 1.0}), alike(NLL, 1)]
+    own = [alike(LOOPS, 0), MetricScores(FACTS, {"c": 0.5, "d": 9.0, "a": 1.0})]
     (row,) = score_rows(dense, own)
     assert (row["items"], row["dense"]["mean"], row["compressed"]["mean"]) == (2, 1, 0.75)
     left, right = paired_values(dense[0].values, own[1].values)
@@ -453,7 +453,7 @@ def test_only_items_and_metrics_of_both_models_count() -> None:
 def test_models_without_a_shared_item() -> None:
     """A model whose texts all end at once has no share of distinct 3-grams at all."""
     dense = [alike(FACTS, 1), alike(LENGTH, 20)]
-    own = [alike(FACTS, 1), Scored(LENGTH, {})]
+    own = [alike(FACTS, 1), MetricScores(LENGTH, {})]
     assert "facts" in {row["task"] for row in score_rows(dense, own)}
 
 
@@ -464,11 +464,11 @@ MCC = Metric("pairs", "mcc", "multiple-choice", 0.0, decides="kept", aggregation
 ROUGE = Metric("summaries", "rouge", "long-generation", None, decides="kept")
 
 
-def pairs(count: int, wrong: int) -> Scored:
+def pairs(count: int, wrong: int) -> MetricScores:
     """Answers beside targets, of which the first `wrong` are turned round."""
     keys = [f"item-{place}" for place in range(count)]
     found = {key: [place % 2, (place + (place < wrong)) % 2] for place, key in enumerate(keys)}
-    return Scored(MCC, dict.fromkeys(keys), parts=found)
+    return MetricScores(MCC, dict.fromkeys(keys), parts=found)
 
 
 @pytest.mark.parametrize(
@@ -512,7 +512,7 @@ def test_a_mean_below_zero_has_no_share() -> None:
 
 def test_what_was_stored_stands_where_no_parts_were_kept() -> None:
     (row,) = score_rows([pairs(80, 0)], [pairs(80, 1)])
-    bare = [Scored(MCC, dict.fromkeys(pairs(80, 0).values))]
+    bare = [MetricScores(MCC, dict.fromkeys(pairs(80, 0).values))]
     assert score_rows(bare, bare, [row]) == [row]
     assert score_rows(bare, bare)[0]["dense"]["mean"] is None
 

@@ -16,7 +16,7 @@ from prunelens.models.opening.loading import load, wrap
 from prunelens.models.texts import added_ending, text_ids, texts_ids
 from prunelens.progress import silent
 from prunelens.study.calibration_texts import own_texts, repair_texts
-from prunelens.study.evaluate.measure import Bench, TaskSettings
+from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
 from prunelens.tasks.chats import lost_messages
 from prunelens.tasks.encoding import encode, encode_each, prompt_notes
 from prunelens.tasks.prompts import Prompt, PromptText
@@ -233,7 +233,7 @@ def test_a_template_beside_the_processor_is_the_tokenizers_where_that_has_none(t
 
 def test_long_texts_and_calibration_texts_get_parts_too() -> None:
     model = chat_model(PARTS)
-    items = Bench(model, parse_tasks("core_long"), TaskSettings(limit=2, long_tokens=4))._prompts
+    items = TaskRunner(model, parse_tasks("core_long"), TaskSettings(limit=2, long_tokens=4))._prompts
     assert [model.tokenizer.decode(item.token_ids) for item in items] == [f"[u]{item.text}[a]" for item in items]
     assert len(items) == 2
 
@@ -344,7 +344,7 @@ def test_tasks_of_the_harness_are_asked_without_the_end() -> None:
     for template in ("<bos> $A", "<bos> $A <eos>"):
         model = text_model()
         ending(model.tokenizer, template)
-        bench = Bench(model, parse_tasks("core_choice,core_facts"), TaskSettings(limit=3, batch_size=3))
+        bench = TaskRunner(model, parse_tasks("core_choice,core_facts"), TaskSettings(limit=3, batch_size=3))
         found.append([(one.metric.name, one.values, one.answers) for one in bench.dense_found.scored])
         assert len(model.notes) == (1 if "eos" in template else 0)
     assert found[0] == found[1]

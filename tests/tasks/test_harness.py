@@ -25,7 +25,7 @@ from prunelens.models.surgery.drop import Drop, dropped
 from prunelens.progress import silent
 from prunelens.tasks.harness import Harness
 from prunelens.tasks.harness_metrics import HarnessTask, score_items
-from prunelens.tasks.suite import CORE_HARNESS, Metric, Scored, in_subset, suite_folder
+from prunelens.tasks.suite import CORE_HARNESS, Metric, MetricScores, in_subset, suite_folder
 
 CORE = suite_folder() / "core"
 TAUGHT = 4
@@ -103,7 +103,7 @@ def scoring() -> Any:
     return found
 
 
-def only(found: list[Scored]) -> Scored:
+def only(found: list[MetricScores]) -> MetricScores:
     (scored,) = found
     return scored
 

@@ -24,7 +24,7 @@ from prunelens.study.evaluate.measure import TaskSettings, open_harness
 from prunelens.study.evaluate.scores import score_rows
 from prunelens.tasks import suite
 from prunelens.tasks.harness import Harness
-from prunelens.tasks.suite import Scored, parse_tasks, suite_folder
+from prunelens.tasks.suite import MetricScores, parse_tasks, suite_folder
 
 TaskManager = lm_eval.tasks.TaskManager
 WORDS = ("Rome", "Oslo", "Bern", "Riga", "Lima", "Cairo", "Quito", "Paris", "Delhi", "Tokyo")
@@ -201,7 +201,7 @@ def model() -> Model:
     return text_model()
 
 
-def scores(model: Model, name: str, **given: Any) -> dict[str, Scored]:
+def scores(model: Model, name: str, **given: Any) -> dict[str, MetricScores]:
     return {one.metric.name: one for one in Harness([name]).run(model, name, silent, **given)}
 
 
@@ -256,7 +256,7 @@ def test_the_order_of_items_changes_no_score_by_aggregation(model: Model) -> Non
     for name, metric_name in (("mine_words", "perplexity"), ("mine_choice", "mcc"), ("mine_text", "chrf")):
         dense, own = scores(model, name)[metric_name], scores(text_model("gpt2"), name)[metric_name]
         (row,) = score_rows([dense], [own])
-        turned = Scored(dense.metric, dict(reversed(dense.values.items())), parts=dense.parts)
+        turned = MetricScores(dense.metric, dict(reversed(dense.values.items())), parts=dense.parts)
         (other,) = score_rows([turned], [own])
         ends = [(found["difference"]["low"], found["difference"]["high"]) for found in (row, other)]
         assert ends[0] == ends[1]
@@ -367,7 +367,7 @@ def test_items_that_are_no_number_are_null_with_a_reason(model: Model, tmp_path:
 
 def test_a_perplexity_beyond_all_numbers_is_null(model: Model) -> None:
     dense = scores(model, "mine_words")["perplexity"]
-    own = Scored(dense.metric, dict.fromkeys(dense.values, -1e5))
+    own = MetricScores(dense.metric, dict.fromkeys(dense.values, -1e5))
     (row,) = score_rows([dense], [own])
     assert row["dense"]["mean"] is not None
     assert row["compressed"]["mean"] is None

@@ -12,7 +12,7 @@ from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop
 from prunelens.models.surgery.variant import Variant
 from prunelens.tracing.draft import draft_of, measure_draft, write_assisted, write_plain
-from prunelens.tracing.draft_run import DraftRun, Round, Written
+from prunelens.tracing.draft_run import DraftedText, DraftRun, Round
 
 PROMPT = [5, 6, 7, 8, 9]
 LENGTH = 24
@@ -54,7 +54,7 @@ def by_hand(dense: Model, variant: Variant, num_drafted: int) -> tuple[list[int]
     return text, rounds, accepted, examined
 
 
-def assisted(dense: Model, variant: Variant, num_drafted: int = 4) -> Written:
+def assisted(dense: Model, variant: Variant, num_drafted: int = 4) -> DraftedText:
     draft = draft_of(variant, dense)
     return write_assisted(dense, draft, PROMPT, LENGTH, num_drafted, None, 0)
 
@@ -214,16 +214,16 @@ TEXT = (11, 12, 13, 14, 15, 16, 17)
 )
 def test_judged_tokens_are_counted(drafted: list[tuple[int, tuple[int, ...]]], accepted: int, examined: int) -> None:
     rounds = tuple(Round(start, tokens, 1.0) for start, tokens in drafted)
-    text = Written(TEXT, 1.0, 0.5, 3, rounds)
+    text = DraftedText(TEXT, 1.0, 0.5, 3, rounds)
     assert (text.accepted, text.examined) == (accepted, examined)
 
 
 def test_times_become_ratios() -> None:
     """A dense token takes 2 s, a drafted one 1 s, judging 3 s; reading the prompt is no part of that."""
-    plain = Written(TEXT, 10 + 6 * 2.0, 10.0, 7)
+    plain = DraftedText(TEXT, 10 + 6 * 2.0, 10.0, 7)
     rounds = (Round(0, (11, 12, 13), 9.0), Round(3, (14, 99, 98), 3.0), Round(5, (16,), 1.0))
-    text = Written(TEXT, 20 + 3 + 1 + 2 * 3.0, 20.0, 3, rounds)
-    run = DraftRun((plain, plain), (text, Written(TEXT, 44.0, 20.0, 3, rounds)), 3)
+    text = DraftedText(TEXT, 20 + 3 + 1 + 2 * 3.0, 20.0, 3, rounds)
+    run = DraftRun((plain, plain), (text, DraftedText(TEXT, 44.0, 20.0, 3, rounds)), 3)
     assert run.cost_ratio == pytest.approx(0.5)
     assert run.check_ratio == pytest.approx((6 + 20) / 4 / 2)
     assert run.tokens_per_dense_call == pytest.approx(7 / 3)

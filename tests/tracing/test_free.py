@@ -10,7 +10,7 @@ import oracle
 from conftest import tiny_model
 from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop, dropped
-from prunelens.tracing.free import NUM_COUPLINGS, Coupled, Draw, _count_end, write_coupled, write_dense
+from prunelens.tracing.free import NUM_COUPLINGS, Coupled, SampledText, _count_end, write_coupled, write_dense
 from prunelens.tracing.generate import Continuation, Greedy, draw, uniforms, write
 
 PROMPTS = [[5, 9, 33], [4, 90, 17, 60, 61], [20], [88, 12, 40, 41, 42, 43, 7], [5, 9, 33]]
@@ -145,7 +145,7 @@ def test_couplings_agree_as_often_as_predicted() -> None:
 
 
 def test_an_agreed_end_counts_to_the_horizon() -> None:
-    dense = Draw(Continuation([7, 2], torch.zeros(2, 4), True), [0.5, 0.5])
+    dense = SampledText(Continuation([7, 2], torch.zeros(2, 4), True), [0.5, 0.5])
     assert _count_end([0, 1, 2], dense.continuation, 9) == [0, 1, 9]
     rule = Coupled(dense, np.array([[0.1, 0.95], [0.1, 0.1]]), 1.0)
     logits = torch.log(torch.tensor([0.05, 0.1, 0.4, 0.0, 0.0, 0.0, 0.0, 0.45]) + 1e-12)

@@ -20,7 +20,7 @@ from prunelens.models.surgery.variant import Variant
 from prunelens.study.evaluate.scores import score_rows
 from prunelens.tasks.encoding import encode
 from prunelens.tasks.prompts import Prompt, PromptText
-from prunelens.tasks.suite import Scored
+from prunelens.tasks.suite import MetricScores
 from prunelens.tracing.long_texts import LongText, score_long, write_long
 
 ASKED = [[5, 9, 33], [4, 90, 17, 60, 61], [20], [88, 12, 40, 41, 42, 43, 7]]
@@ -63,7 +63,7 @@ def nll(network: Any, prompt: Sequence[int], tokens: Sequence[int]) -> float:
     return float(-sum(logs[step, token] for step, token in enumerate(tokens)) / len(tokens))
 
 
-def by_name(found: Sequence[Scored]) -> dict[str, dict[str, float]]:
+def by_name(found: Sequence[MetricScores]) -> dict[str, dict[str, float]]:
     return {scored.metric.name: scored.values for scored in found}
 
 

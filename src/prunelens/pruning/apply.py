@@ -4,7 +4,7 @@ from prunelens.errors import PrunelensError, shown
 from prunelens.models.model import Model
 from prunelens.models.sizes import is_quantized
 from prunelens.models.surgery.repairs import installed_repairs
-from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.progress import Reporter, silent
 from prunelens.pruning.checks import check_left, check_parts
 from prunelens.pruning.importance import Ranking
@@ -57,7 +57,7 @@ def check_recipe(recipe: Recipe, model: Model) -> None:
     for step in recipe.steps:
         step.check(model, str(recipe))
     if not recipe.only_drops:
-        twin_of(model)  # refuses what is offloaded
+        shared_copy_of(model)  # refuses what is offloaded
         _check_plain(model)
 
 

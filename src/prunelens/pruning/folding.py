@@ -15,7 +15,7 @@ from prunelens.models.anatomy.streams import BlockPass, SublayerPass
 from prunelens.models.model import Model
 from prunelens.models.saving.zeroing import added, silencing_weights
 from prunelens.models.surgery.drop import Drop, remove
-from prunelens.models.surgery.shared_copy import named_owners, set_weight, twin_of
+from prunelens.models.surgery.shared_copy import named_owners, set_weight, shared_copy_of
 from prunelens.progress import Advance, unreported
 from prunelens.pruning.least_squares import choose_strength, solve
 from prunelens.pruning.matrices import find_weights
@@ -100,7 +100,7 @@ def fold_repairs(
     Raises:
         PrunelensError: no calibration tokens, nothing before a cut, or weights there that cannot take a map in.
     """
-    working = twin_of(model)
+    working = shared_copy_of(model)
     walk = Walk(working, sequences, weighted, batch_tokens, advance)
     cuts = find_cuts(model, drop)
     if cuts:
@@ -160,7 +160,7 @@ def _check_foldable(model: Model, part: Sublayer, names: set[str]) -> None:
     shuffled = torch.eye(size, dtype=torch.float64)[torch.randperm(size, generator=generator)]
     bias = torch.randn(size, generator=generator, dtype=torch.float64).to(before.device)
     bias *= before.square().mean().sqrt() if _has_bias(model, names) else 0
-    _fold(twin_of(model), part, names, 2 * shuffled.to(before.device), bias)
+    _fold(shared_copy_of(model), part, names, 2 * shuffled.to(before.device), bias)
 
 
 def _fold(model: Model, part: Sublayer, names: set[str], matrix: Tensor, bias: Tensor) -> None:

@@ -12,7 +12,7 @@ from prunelens.models.sizes import is_quantized, tensor_bytes
 from prunelens.models.surgery.drop import NOTHING, Drop, kept_weights, num_parameters, remove
 from prunelens.models.surgery.experts import num_dropped_parameters
 from prunelens.models.surgery.repairs import Repair
-from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.models.surgery.variant import Variant
 from prunelens.progress import Reporter
 from prunelens.pruning.head_metric import head_metric
@@ -103,19 +103,19 @@ class Pruned:
     quantized: Format | None = None
     masked: Masked | None = None
     repairs: tuple[Repair, ...] = ()
-    mended: tuple[Fitted, ...] = ()
+    repaired: tuple[Fitted, ...] = ()
     notes: tuple[str, ...] = ()
 
     def with_own_weights(self, name: str) -> "Pruned":
         """The same with a twin whose weights a step may change, if it has none yet."""
-        return self if self.model is not self.dense else replace(self, model=twin_of(self.dense, name))
+        return self if self.model is not self.dense else replace(self, model=shared_copy_of(self.dense, name))
 
     @cached_property
     def variant(self) -> Variant:
         """The model as it runs: the dense one with parts taken out, or a twin without them."""
         if self.drop == NOTHING or (self.model is self.dense and not self.repairs):
             return Variant(self.model, self.drop)
-        twin = twin_of(self.model)
+        twin = shared_copy_of(self.model)
         remove(twin.anatomy, self.drop, self.repairs)
         return Variant(twin)
 

@@ -40,7 +40,7 @@ def quantize(model: Model, to: Format) -> None:
     int8: one scale for each row; int4: one for each 32 inputs. What stays is told in `model.notes`.
 
     Args:
-        model: a twin (`twin_of`), whose weights are replaced.
+        model: a twin (`shared_copy_of`), whose weights are replaced.
         to: the format.
 
     Raises:

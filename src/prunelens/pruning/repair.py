@@ -19,7 +19,7 @@ from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop, remove
 from prunelens.models.surgery.repairs import Repair
 from prunelens.models.surgery.run_span import run_span
-from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.progress import Advance, unreported
 from prunelens.pruning.least_squares import Affine, Moments, choose_strength, limit_rank, solve, squared_error
 from prunelens.pruning.values import RepairForm
@@ -128,7 +128,7 @@ def fit_repairs(
     Raises:
         PrunelensError: no calibration tokens, or a model that is offloaded.
     """
-    working = twin_of(model)
+    working = shared_copy_of(model)
     walk = Walk(working, sequences, form.weighted, batch_tokens, advance)
     gaps = find_gaps(model, drop)
     if gaps:

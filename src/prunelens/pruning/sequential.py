@@ -81,7 +81,7 @@ def mask_weights(
     """Make every matrix inside the blocks of a twin sparse; embedding, head and norms stay.
 
     Args:
-        model: a twin (`twin_of`), whose weights are replaced.
+        model: a twin (`shared_copy_of`), whose weights are replaced.
         method: the name of a registered mask, or sparsegpt.
         pattern: how many weights become zero.
         sequences: token ids of the calibration texts; not needed for a mask that reads no inputs.

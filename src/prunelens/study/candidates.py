@@ -10,11 +10,9 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import load
 from prunelens.models.surgery.drop import num_parameters
 from prunelens.models.surgery.variant import Variant
-from prunelens.progress import Reporter
-from prunelens.pruning.apply import apply, check_recipe
-from prunelens.pruning.importance import Ranking
+from prunelens.pruning.apply import check_recipe
 from prunelens.pruning.matrices import zero_share
-from prunelens.pruning.pruned import Calibration, Pruned
+from prunelens.pruning.pruned import Pruned
 from prunelens.pruning.recipe import Recipe, is_recipe, parse_recipe
 
 Compressible = str | Path | Recipe | Model
@@ -92,20 +90,6 @@ def _label(item: Compressible, recipe: Recipe | None) -> str:
         return str(recipe)
     name = item.name if isinstance(item, Model) else os.path.normpath(str(item)) if str(item) else ""
     return "./dense" if name == "dense" else name
-
-
-def apply_recipes(
-    candidates: Sequence[Candidate],
-    dense: Model,
-    calibration: Calibration,
-    ranking: Ranking | None,
-    reporter: Reporter,
-    seed: int,
-) -> None:
-    """Make every compressed model that is given as a recipe."""
-    for candidate in candidates:
-        if candidate.recipe is not None:
-            candidate.pruned = apply(candidate.recipe, dense, calibration, ranking, reporter, seed)
 
 
 def _recipe(item: Compressible) -> Recipe | None:

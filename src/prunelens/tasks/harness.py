@@ -16,7 +16,7 @@ from prunelens.progress import Reporter
 from prunelens.tasks.decoding import own_settings
 from prunelens.tasks.harness_metrics import HarnessTask, declared, described, score_items
 from prunelens.tasks.names import refuse_code
-from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, Scored, in_subset, suite_folder
+from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, MetricScores, in_subset, suite_folder
 
 
 class Harness:
@@ -133,7 +133,7 @@ class Harness:
         batch_size: int = 40,
         chat_template: bool = False,
         label: str = "",
-    ) -> list[Scored]:
+    ) -> list[MetricScores]:
         """Run a task, or all tasks of a group, on the model as it runs now (parts may be dropped around the call).
 
         Args:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from prunelens.tasks.aggregation import MEAN, name_of
-from prunelens.tasks.suite import CORE_HARNESS, Metric, Scored
+from prunelens.tasks.suite import CORE_HARNESS, Metric, MetricScores
 
 SHORT_TOKENS = 32
 """Generation of at most so many tokens is short."""
@@ -91,8 +91,8 @@ def declared(task: Any) -> list[str]:
     return [_name(metric) for metric in task.aggregation()]
 
 
-def score_items(task: HarnessTask, samples: Sequence[Row]) -> list[Scored]:
-    """One `Scored` for each metric and filter, in the order of the samples.
+def score_items(task: HarnessTask, samples: Sequence[Row]) -> list[MetricScores]:
+    """One `MetricScores` for each metric and filter, in the order of the samples.
 
     The first metric of the first filter that has a share to keep decides; where none has one, the first says why.
     """
@@ -132,7 +132,9 @@ def _unfit(task: HarnessTask, metric: str, rows: Sequence[Row]) -> str:
     return ""
 
 
-def _one_metric(task: HarnessTask, metric: str, shown: str, rows: Sequence[Row], decides: bool, reason: str) -> Scored:
+def _one_metric(
+    task: HarnessTask, metric: str, shown: str, rows: Sequence[Row], decides: bool, reason: str
+) -> MetricScores:
     rows = [row for row in rows if metric in row["metrics"]]
     numbers = all(_is_number(row[metric]) for row in rows)
     about = Metric(
@@ -146,7 +148,7 @@ def _one_metric(task: HarnessTask, metric: str, shown: str, rows: Sequence[Row],
         reason,
     )
     keys = [str(row["doc"]["id"] if task.name in CORE_HARNESS else row["doc_id"]) for row in rows]
-    return Scored(
+    return MetricScores(
         about,
         {key: float(row[metric]) if numbers else None for key, row in zip(keys, rows, strict=True)},
         {key: _answer(task, row) for key, row in zip(keys, rows, strict=True)},

@@ -53,7 +53,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Scored:
+class MetricScores:
     """One metric of one model, item by item, with what the model answered and what was expected.
 
     `parts` holds what the metric's aggregation takes of each item where that is no number (an answer beside its target,
@@ -68,7 +68,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class TaskSelection:
     """Tasks to run, in order: for each its name, and the class of use if it was given."""
 
     tasks: tuple[str, ...]
@@ -94,7 +94,7 @@ class Chosen:
         return tuple(name for name in self.tasks if is_retrieval(name))
 
 
-def parse_tasks(given: str | Sequence[str] | Mapping[str, Sequence[str]]) -> Chosen:
+def parse_tasks(given: str | Sequence[str] | Mapping[str, Sequence[str]]) -> TaskSelection:
     """Tasks by name: `core`, `core_choice,gsm8k`, a BEIR folder, a list, or lists by class of use.
 
     Raises:
@@ -103,10 +103,10 @@ def parse_tasks(given: str | Sequence[str] | Mapping[str, Sequence[str]]) -> Cho
     if isinstance(given, Mapping):
         return _by_use(given)
     names = given.split(",") if isinstance(given, str) else [str(name) for name in given]
-    return Chosen(tuple(_expanded([name.strip() for name in names])))
+    return TaskSelection(tuple(_expanded([name.strip() for name in names])))
 
 
-def _by_use(given: Mapping[str, Sequence[str]]) -> Chosen:
+def _by_use(given: Mapping[str, Sequence[str]]) -> TaskSelection:
     tasks: list[str] = []
     uses: dict[str, str] = {}
     for use, names in given.items():
@@ -117,7 +117,7 @@ def _by_use(given: Mapping[str, Sequence[str]]) -> Chosen:
         expanded = _expanded([names] if isinstance(names, str) else [str(name).strip() for name in names])
         tasks += expanded
         uses |= dict.fromkeys(expanded, use)
-    return Chosen(tuple(_expanded(tasks)), uses)
+    return TaskSelection(tuple(_expanded(tasks)), uses)
 
 
 def _expanded(names: Sequence[str]) -> list[str]:
@@ -184,7 +184,7 @@ def long_items(subset: str = "all", limit: int | None = None) -> list[dict[str, 
     return [json.loads(lines[index]) for index in in_subset(len(lines), subset, limit)]
 
 
-def files_hash(chosen: Chosen) -> str:
+def files_hash(chosen: TaskSelection) -> str:
     """A hash of the files behind the tasks that are not the harness's own: the core suite, and BEIR folders."""
     folders = [retrieval_folder(name) for name in chosen.retrieval]
     if set(chosen.tasks) & set(CORE_TASKS):

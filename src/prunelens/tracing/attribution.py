@@ -50,7 +50,7 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _EditedPass:
     """A run of an edited model from its first changed layer on, and whose `alone` or `all_but` it is."""
 
     start: int
@@ -65,7 +65,7 @@ class _Group:
 
     model: Model
     base: Edit
-    runs: list[_Run] = field(default_factory=list)
+    runs: list[_EditedPass] = field(default_factory=list)
 
 
 class Attribution:
@@ -149,13 +149,13 @@ class Attribution:
                         part: Part = (sublayer.kind, block.layer_idx)
                         serves.setdefault(part, []).append((label, part))
         for each, those in serves.items():
-            self._dense_group.runs.append(_Run(each[1], self._drop(each), "alone", those))
+            self._dense_group.runs.append(_EditedPass(each[1], self._drop(each), "alone", those))
         for label in recipes:
             changed = self._changed[label]
             group = _Group(self.dense, self._drop(*changed))
             for each in changed:
                 edit = self._drop(*(other for other in changed if other != each))
-                group.runs.append(_Run(each[1], edit, "all_but", [(label, each)]))
+                group.runs.append(_EditedPass(each[1], edit, "all_but", [(label, each)]))
             self._groups.append(group)
 
     def _drop(self, *parts: Part) -> Edit:
@@ -171,12 +171,12 @@ class Attribution:
             there, back = partial(swapped, own, theirs), partial(swapped, theirs, own)
             if part != REST:
                 alone, all_but = partial(there, [part]), partial(back, [part])
-                self._dense_group.runs.append(_Run(part[1], alone, "alone", [(label, part)]))
-                group.runs.append(_Run(part[1], all_but, "all_but", [(label, part)]))
+                self._dense_group.runs.append(_EditedPass(part[1], alone, "alone", [(label, part)]))
+                group.runs.append(_EditedPass(part[1], all_but, "all_but", [(label, part)]))
             else:
                 sublayers = [other for other in changed if other != REST]
-                group.runs.append(_Run(0, partial(back, sublayers), "alone", [(label, part)]))
-                self._dense_group.runs.append(_Run(0, partial(there, sublayers), "all_but", [(label, part)]))
+                group.runs.append(_EditedPass(0, partial(back, sublayers), "alone", [(label, part)]))
+                self._dense_group.runs.append(_EditedPass(0, partial(there, sublayers), "all_but", [(label, part)]))
         self._groups.append(group)
 
 

@@ -17,10 +17,10 @@ from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.opening.quiet import quiet
 from prunelens.models.surgery.drop import NOTHING, remove
-from prunelens.models.surgery.shared_copy import twin_of
+from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.models.surgery.variant import Variant
 from prunelens.progress import Advance, unreported
-from prunelens.tracing.draft_run import DraftRun, Round, Written
+from prunelens.tracing.draft_run import DraftedText, DraftRun, Round
 
 WARM_UP = 8
 """Tokens written both ways before anything is timed."""
@@ -72,14 +72,14 @@ def draft_of(variant: Variant, dense: Model) -> Model:
     """
     if variant.model is not dense and variant.drop == NOTHING:
         return variant.model
-    draft = twin_of(variant.model)
+    draft = shared_copy_of(variant.model)
     remove(draft.anatomy, variant.drop)
     return draft
 
 
 def write_plain(
     dense: Model, prompt: Sequence[int], max_new_tokens: int, temperature: float | None, seed: int
-) -> Written:
+) -> DraftedText:
     """The dense model's text by itself; greedy where `temperature` is None."""
     settings = _settings(dense, max_new_tokens, temperature)
     with _own_settings(dense, GenerationConfig()):
@@ -94,7 +94,7 @@ def write_assisted(
     num_drafted: int,
     temperature: float | None,
     seed: int,
-) -> Written:
+) -> DraftedText:
     """The dense model's text, `num_drafted` tokens at a time proposed by `draft`; greedy where `temperature` is None.
 
     Raises:
@@ -144,7 +144,7 @@ def _write(
     seed: int,
     rounds: list[Round] | None = None,
     **more: Any,
-) -> Written:
+) -> DraftedText:
     """Generate one text; `rounds` are filled meanwhile."""
     ids = torch.tensor([list(prompt)], device=dense.device)
     finished: list[float] = []
@@ -159,7 +159,7 @@ def _write(
     finally:
         hook.remove()
     token_ids = tuple(written[0, ids.shape[1] :].tolist())
-    return Written(token_ids, seconds, finished[0] - start, len(finished), tuple(rounds or ()))
+    return DraftedText(token_ids, seconds, finished[0] - start, len(finished), tuple(rounds or ()))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Written:
+class DraftedText:
     """One text and how it came about.
 
     Attributes:
@@ -65,8 +65,8 @@ class DraftRun:
     check_ratio as 1.
     """
 
-    plain: tuple[Written, ...]
-    assisted: tuple[Written, ...]
+    plain: tuple[DraftedText, ...]
+    assisted: tuple[DraftedText, ...]
     num_drafted: int
 
     @property
@@ -131,7 +131,7 @@ class DraftRun:
         return _over(later, sum(text.dense_calls - 1 for text in self.plain), 1.0)
 
 
-def _speed(texts: Sequence[Written]) -> float:
+def _speed(texts: Sequence[DraftedText]) -> float:
     return sum(len(text.token_ids) for text in texts) / sum(text.seconds for text in texts)
 
 

@@ -15,7 +15,7 @@ NUM_COUPLINGS = 16
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampledText:
     """A dense continuation sampled from the whole vocabulary, with the probability p(x) of each token."""
 
     continuation: Continuation
@@ -31,7 +31,7 @@ class Coupled:
     couplings; it ends when the last one has parted.
     """
 
-    def __init__(self, dense: Draw, numbers: Float[np.ndarray, "steps couplings"], temperature: float) -> None:
+    def __init__(self, dense: SampledText, numbers: Float[np.ndarray, "steps couplings"], temperature: float) -> None:
         self._dense = dense
         self._numbers = numbers
         self._temperature = temperature
@@ -58,7 +58,7 @@ def write_dense(
     seed: int,
     batch_size: int,
     advance: Advance = unreported,
-) -> tuple[list[Continuation], list[Draw]]:
+) -> tuple[list[Continuation], list[SampledText]]:
     """The dense model's greedy and sampled continuations of each prompt, decoded side by side."""
     rules: list[Rule] = []
     for prompt, repeat in zip(prompts, _repeats(prompts), strict=True):
@@ -67,7 +67,7 @@ def write_dense(
     rows = [prompt for prompt in prompts for _ in range(2)]
     written = write(model, rows, rules, max_new_tokens, batch_size, advance)
     draws = [
-        Draw(continuation, rule.probs[: len(continuation.token_ids)])
+        SampledText(continuation, rule.probs[: len(continuation.token_ids)])
         for continuation, rule in zip(written[1::2], rules[1::2], strict=True)
         if isinstance(rule, Sampled)
     ]
@@ -77,7 +77,7 @@ def write_dense(
 def write_coupled(
     model: Model,
     prompts: Sequence[Sequence[int]],
-    sampled: Sequence[Draw],
+    sampled: Sequence[SampledText],
     max_new_tokens: int,
     temperature: float,
     seed: int,

@@ -14,7 +14,7 @@ from prunelens.models.model import Model
 from prunelens.models.surgery.variant import Variant
 from prunelens.progress import Advance, unreported
 from prunelens.tasks.prompts import Prompt
-from prunelens.tasks.suite import CORE_LONG, Metric, Scored
+from prunelens.tasks.suite import CORE_LONG, Metric, MetricScores
 from prunelens.tracing.forced import Trajectory, forced_states
 from prunelens.tracing.generate import Continuation, Greedy, write
 
@@ -94,7 +94,7 @@ def _read_by_dense(
     return token_nll(states, dense.head, tokens).split([len(own.token_ids) for own in written])
 
 
-def score_long(dense: Model, texts: Sequence[LongText]) -> list[Scored]:
+def score_long(dense: Model, texts: Sequence[LongText]) -> list[MetricScores]:
     """The metrics of core_long on each text; unclosed thinking only where the chat template knows thinking."""
     values: dict[Metric, list[float | None]] = {
         NLL: [text.nll_dense for text in texts],
@@ -107,7 +107,7 @@ def score_long(dense: Model, texts: Sequence[LongText]) -> list[Scored]:
         values[UNCLOSED] = [float(_thinks_on(dense, text)) for text in texts]
     keys = [text.prompt.prompt_id for text in texts]
     return [
-        Scored(metric, {key: value for key, value in zip(keys, found, strict=True) if value is not None})
+        MetricScores(metric, {key: value for key, value in zip(keys, found, strict=True) if value is not None})
         for metric, found in values.items()
     ]
 

@@ -11,7 +11,7 @@ from prunelens.models.model import Model
 from prunelens.models.saving.zeroing import added, silencing_weights
 from prunelens.models.surgery.drop import Drop
 from prunelens.models.surgery.repairs import STREAM, Repair
-from prunelens.models.surgery.shared_copy import named_owners, set_weight, twin_of
+from prunelens.models.surgery.shared_copy import named_owners, set_weight, shared_copy_of
 
 BiasParameters = Mapping[int, tuple[str, Tensor]]
 """By index among repairs: the name of a parameter, and the value with which it carries that repair."""
@@ -79,7 +79,7 @@ def _output_bias(model: Model, part: Sublayer) -> str | None:
     for name in sorted(names):
         if not name.endswith("bias") or model.network.get_parameter(name).shape != (size,):
             continue
-        twin = twin_of(model)
+        twin = shared_copy_of(model)
         module, attribute = named_owners(twin.network)[name]
         own = module.get_parameter(attribute)
         set_weight(module, attribute, own + (tried / part.scale).to(own))

@@ -9,7 +9,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 
 
-def twin_of(model: Model, name: str | None = None) -> Model:
+def shared_copy_of(model: Model, name: str | None = None) -> Model:
     """A model whose parameters and buffers are those of `model`, so that it costs no memory by itself.
 
     Weights are replaced by `set_weight`, never written in place: the tensors belong to both.

@@ -108,8 +108,8 @@ class RepairStep(BaseStep):
         pruned = pruned.with_own_weights(inputs.recipe)
         runs = num_folding_runs(find_cuts(pruned.model, pruned.drop))
         advance = inputs.reporter(f"{self}: fitting", runs * sum(map(len, texts)))
-        mended = fold_repairs(pruned.model, pruned.drop, texts, self.weighted, prefix, advance=advance)
-        return replace(pruned, mended=tuple(mended))
+        repaired = fold_repairs(pruned.model, pruned.drop, texts, self.weighted, prefix, advance=advance)
+        return replace(pruned, repaired=tuple(repaired))
 
     def _fitted(self, pruned: "Pruned", inputs: "StepInputs") -> "Pruned":
         from prunelens.pruning.repair import find_gaps, fit_repairs, num_block_runs
@@ -120,10 +120,10 @@ class RepairStep(BaseStep):
         runs = num_block_runs(find_gaps(pruned.model, pruned.drop))
         advance = inputs.reporter(f"{self}: fitting", runs * sum(map(len, calibration.repair)))
         form = RepairForm(self.fit, self.rank, self.weighted)
-        repairs, mended = fit_repairs(
+        repairs, repaired = fit_repairs(
             pruned.model, form, pruned.drop, calibration.repair, metric, prefix, advance=advance
         )
-        return replace(pruned, repairs=tuple(repairs), mended=tuple(mended))
+        return replace(pruned, repairs=tuple(repairs), repaired=tuple(repaired))
 
     def loads_where(self, model: "Model", steps: Sequence[BaseStep]) -> str:
         """Where programs other than this one have the repair."""

@@ -16,7 +16,7 @@ class OutOfTimeError(Exception):
     """The budget has ended before a new question could be asked."""
 
 
-class Ledger:
+class AnswerCache:
     """Answers by question; new ones only while there is time.
 
     Args:

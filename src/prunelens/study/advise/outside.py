@@ -7,7 +7,8 @@ from prunelens.pruning.choosing import drop_of
 from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.pruning.methods import COSINE, Method, method_named
 from prunelens.pruning.plugins import outside
-from prunelens.study.advise.search import DROPS, PATIENCE, Search, recipe_of
+from prunelens.study.advise.goal import DROPS
+from prunelens.study.advise.search import PATIENCE, Search, recipe_of
 
 
 def try_rankings(search: Search) -> None:
@@ -36,7 +37,7 @@ def rank(search: Search, by: str = COSINE) -> Ranking:
         found = rank_redundancy(search.dense, texts, advance=advance, by=by)
         return [[*key, score] for key, score in found.scores.items()]
 
-    found = search.ledger.ask(search.about | {"ask": "ranking"} | made_with, answer)
+    found = search.answers.ask(search.about | {"ask": "ranking"} | made_with, answer)
     return Ranking({(kind, index): score for kind, index, score in found}, sum(map(len, texts)))
 
 

@@ -6,7 +6,7 @@ from prunelens.study.evaluate.record import Line
 from prunelens.study.record import Interval, Number, Part, Share, Texts
 
 
-class Aim(Part):
+class Goal(Part):
     """What was asked: a use, and the share of it to keep."""
 
     use: StrictStr
@@ -14,7 +14,7 @@ class Aim(Part):
     tasks: Texts
 
 
-class Tried(Part):
+class Trial(Part):
     """A recipe that was tried, and what decided on it."""
 
     recipe: StrictStr
@@ -86,10 +86,10 @@ class AdviceInfo(Part):
     """Of advice."""
 
     dense: Named
-    aim: Aim
-    chosen: Tried | None
-    runner_up: Tried | None
-    closest: Tried | None
+    aim: Goal
+    chosen: Trial | None
+    runner_up: Trial | None
+    closest: Trial | None
     held_out: HeldOut
     verdicts: list[Line]
     held_out_use: list[Used]

@@ -34,5 +34,7 @@ def running_costs(search: Search, drop: Drop) -> list[dict[str, Any]]:
             for speed in measure_speeds(variants, settings, advance)
         ]
 
-    found: list[dict[str, Any]] = search.ledger.ask(search.about | {"ask": "running costs", "recipes": recipes}, answer)
+    found: list[dict[str, Any]] = search.answers.ask(
+        search.about | {"ask": "running costs", "recipes": recipes}, answer
+    )
     return found

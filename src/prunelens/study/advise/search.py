@@ -12,12 +12,12 @@ from prunelens.pruning.apply import apply, check_recipe
 from prunelens.pruning.plugins import outside
 from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.study.advise.answers import Ledger
+from prunelens.study.advise.answers import AnswerCache
+from prunelens.study.advise.goal import DROPS, REPAIRED, Goal, Trial, loss_of, strength
 from prunelens.study.advise.held_out import kl_by_prompt
 from prunelens.study.calibration_texts import with_repair_texts
-from prunelens.study.evaluate.measure import Bench, Found
-from prunelens.study.evaluate.scores import score_rows
-from prunelens.tasks.suite import Metric, Scored, files_hash
+from prunelens.study.evaluate.measure import TaskResult, TaskRunner
+from prunelens.tasks.suite import Metric, MetricScores, files_hash
 from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.greedy_drop import Part, damage_of_drops
 
@@ -28,46 +28,7 @@ WIDTH = 12
 PATIENCE = 2
 """The path of drops ends after so many sizes in a row that do not keep the use."""
 MASK = "wanda"
-DROPS, REPAIRED = "drops", "repaired drops"
 FORMATS = ("int8", "int4")
-
-
-@dataclass(frozen=True)
-class Aim:
-    """A class of use, and the share of what the dense model does that is to be kept."""
-
-    use: str
-    keep: float = 0.95
-
-    @property
-    def tolerance(self) -> float:
-        """The most that may be lost: a share of the score; for long texts, of loops, and twice it in nats."""
-        return 1 - self.keep
-
-
-@dataclass
-class Tried:
-    """One recipe as the search has judged it; `loss` counts in tolerances, so that at most 1 keeps the use."""
-
-    recipe: str
-    family: str
-    size: float
-    parameters_saved: float
-    bytes_saved: float
-    zeros: float
-    loss: float
-    keeps: bool
-    number: str
-    kl: float | None = None
-
-    @property
-    def is_drop(self) -> bool:
-        """Whether it takes sublayers out and no more, repaired or not."""
-        return self.family in (DROPS, REPAIRED) or self.family.startswith(f"{DROPS} by ")
-
-    def row(self) -> dict[str, Any]:
-        """For the table `tried`."""
-        return asdict(self)
 
 
 @dataclass
@@ -86,14 +47,14 @@ class Search:
     """
 
     dense: Model
-    bench: Bench
-    aim: Aim
-    ledger: Ledger
+    runner: TaskRunner
+    aim: Goal
+    answers: AnswerCache
     trajectories: Sequence[Trajectory]
     texts: Callable[[], Sequence[Sequence[int]]]
     about: dict[str, Any]
     reporter: Reporter
-    tried: list[Tried] = field(default_factory=list)
+    tried: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _last: tuple[str, Pruned | None] = field(default=("", None), init=False, repr=False)
     _calibration: Calibration = field(default_factory=Calibration, init=False, repr=False)
@@ -147,8 +108,8 @@ class Search:
     def together(self) -> None:
         """The largest drops that keep the use, with the fewest bits that do, from the largest down to one that does."""
         drops = [one for one in self.tried if one.is_drop and one.keeps]
-        drops.sort(key=_strength, reverse=True)
-        formats = sorted((one for one in self.tried if one.family == "formats" and one.keeps), key=_strength)
+        drops.sort(key=strength, reverse=True)
+        formats = sorted((one for one in self.tried if one.family == "formats" and one.keeps), key=strength)
         for drop in drops[:PATIENCE]:
             if formats and self.judge(f"{drop.recipe}+{formats[-1].recipe}", "drops and formats", drop.size).keeps:
                 break
@@ -175,7 +136,7 @@ class Search:
             _, found = damage_of_drops(self.dense, self.trajectories, drop, wanted, advance=advance)
             return [float(found[part].mean()) for part in wanted]
 
-        values: list[float] = self.ledger.ask(question, answer)
+        values: list[float] = self.answers.ask(question, answer)
         return values
 
     def _final_damage(self, recipe: str) -> float:
@@ -186,41 +147,45 @@ class Search:
             (found,) = kl_by_prompt(self.dense, self.trajectories, [self.pruned(recipe).variant])
             return sum(found) / len(found)
 
-        value: float = self.ledger.ask(question, answer)
+        value: float = self.answers.ask(question, answer)
         return value
 
-    def judge(self, recipe: str, family: str, size: float) -> Tried:
+    def judge(self, recipe: str, family: str, size: float) -> Trial:
         """Measure a recipe on the search half and keep what came of it."""
         sizes = self.sizes(recipe)
-        asked = self.measure(self.bench, recipe)  # last, so that what was measured is judged when the time ends
-        loss, number = loss_of(self.aim, self.dense_scores(self.bench), asked.scored)
-        tried = Tried(recipe, family, float(size), *sizes, loss, loss <= 1, number)
+        asked = self.measure(self.runner, recipe)  # last, so that what was measured is judged when the time ends
+        loss, number = loss_of(self.aim, self.dense_scores(self.runner), asked.scored)
+        tried = Trial(recipe, family, float(size), *sizes, loss, loss <= 1, number)
         self.tried.append(tried)
         return tried
 
-    def measure(self, bench: Bench, recipe: str) -> Found:
+    def measure(self, runner: TaskRunner, recipe: str) -> TaskResult:
         """Item scores of a recipe, from the ledger or measured now."""
         question = self.about_recipe(recipe) | {
             "ask": "tasks",
-            "tasks": list(bench.chosen.tasks),
-            "uses": bench.chosen.uses,
-            "files": files_hash(bench.chosen),
-            "settings": asdict(bench.settings),
+            "tasks": list(runner.chosen.tasks),
+            "uses": runner.chosen.uses,
+            "files": files_hash(runner.chosen),
+            "settings": asdict(runner.settings),
         }
-        answer = self.ledger.ask(question, lambda: _stored(bench.measure(recipe, self.pruned(recipe).variant)))
-        return Found([_scored(one) for one in answer["scored"]], [])
+        answer = self.answers.ask(question, lambda: _stored(runner.measure(recipe, self.pruned(recipe).variant)))
+        return TaskResult([_scored(one) for one in answer["scored"]], [])
 
-    def dense_scores(self, bench: Bench) -> list[Scored]:
+    def dense_scores(self, runner: TaskRunner) -> list[MetricScores]:
         """Item scores of the dense model, from the ledger or measured now."""
-        question = self.about | {"ask": "tasks", "recipe": "", "tasks": list(bench.chosen.tasks)}
-        question |= {"uses": bench.chosen.uses, "settings": asdict(bench.settings), "files": files_hash(bench.chosen)}
-        answer = self.ledger.ask(question, lambda: _stored(bench.dense_found))
+        question = self.about | {"ask": "tasks", "recipe": "", "tasks": list(runner.chosen.tasks)}
+        question |= {
+            "uses": runner.chosen.uses,
+            "settings": asdict(runner.settings),
+            "files": files_hash(runner.chosen),
+        }
+        answer = self.answers.ask(question, lambda: _stored(runner.dense_found))
         return [_scored(one) for one in answer["scored"]]
 
     def sizes(self, recipe: str) -> tuple[float, float, float]:
         """(parameters saved, bytes saved, share of zeros) of a recipe."""
         question = self.about_recipe(recipe) | {"ask": "sizes"}
-        found: list[float] = self.ledger.ask(question, lambda: _sizes(self.dense, self.pruned(recipe)))
+        found: list[float] = self.answers.ask(question, lambda: _sizes(self.dense, self.pruned(recipe)))
         return found[0], found[1], found[2]
 
     def pruned(self, recipe: str) -> Pruned:
@@ -228,7 +193,7 @@ class Search:
         if self._last[0] != recipe:
             parsed = parse_recipe(recipe)
             if parsed.repair and not self._calibration.repair:
-                asked = self.bench.questions
+                asked = self.runner.questions
                 self._calibration = with_repair_texts(
                     self._calibration, [parsed], self.dense, None, asked, self.reporter
                 )
@@ -262,78 +227,16 @@ def _count(drop: Drop) -> int:
     return len(drop.attention) + len(drop.mlp)
 
 
-def _strength(tried: Tried) -> tuple[float, float]:
-    return tried.bytes_saved, tried.zeros
-
-
-def strongest(tried: Sequence[Tried]) -> list[Tried]:
-    """Those that keep the use, most bytes saved first; among equals most zeros, then least loss."""
-    keeping = [one for one in tried if one.keeps]
-    return sorted(keeping, key=lambda one: (-one.bytes_saved, -one.zeros, one.loss))
-
-
-def loss_of(aim: Aim, dense: Sequence[Scored], compressed: Sequence[Scored]) -> tuple[float, str]:
-    """(loss in tolerances, in words): the worst of the class's deciding numbers; at most 1 keeps the use.
-
-    Raises:
-        PrunelensError: the dense model is at chance on every task of the class.
-    """
-    every = [row for row in score_rows(dense, compressed) if row["use"] == aim.use]
-    rows = [row for row in every if row["decides"]]
-    deciding = {(one.metric.task, one.metric.name) for one in dense if one.metric.decides}
-    missing = [row for row in every if not row["decides"] and (row["task"], row["metric"]) in deciding]
-    losses = [_loss(row, aim) for row in rows if row["decides"] in ("nll", "loops")]
-    kept = [row for row in rows if row["decides"] == "kept" and not row["at_chance"]]
-    added = [row for row in kept if row["adds"]]
-    if added:
-        share = sum(row["compressed"]["mean"] for row in added) / sum(row["dense"]["mean"] for row in added)
-        losses.append(((1 - share) / aim.tolerance, f"{100 * share:.1f} % of the dense score"))
-    for row in kept:
-        if not row["adds"] and row["kept"]:
-            share = row["kept"]["mean"]
-            losses.append(((1 - share) / aim.tolerance, f"{100 * share:.1f} % of {row['metric']} on {row['task']}"))
-    losses += [(1 / aim.tolerance, f"{row['task']}: {row['reason']}") for row in missing]
-    if not losses:
-        losses = [_loss(row, aim) for row in rows if row["decides"] == "agreement" and row["kept"]]
-    if not losses:
-        raise PrunelensError(
-            f"the dense model is at chance on every task for {aim.use}, so that nothing can be kept of it; "
-            "give other tasks with --tasks"
-        )
-    return max((round(loss, 9), words) for loss, words in losses)  # rounding breaks no tie with 1
-
-
-def coarse(aim: Aim, dense: Sequence[Scored]) -> list[str]:
-    """A remark where the texts are too few for the tolerance: one of them is more than may be lost."""
-    counts = [len(one.values) for one in dense if one.metric.decides == "loops"]
-    return [
-        f"one text of {count} is {100 / count:.1f} points of looping texts, more than the tolerance of "
-        f"{100 * aim.tolerance:.3g}: not one more text may loop; a smaller --keep allows more"
-        for count in counts
-        if 1 / count > aim.tolerance
-    ]
-
-
-def _loss(row: dict[str, Any], aim: Aim) -> tuple[float, str]:
-    if row["decides"] == "agreement":
-        share = row["kept"]["mean"]
-        return (1 - share) / aim.tolerance, f"{100 * share:.1f} % of the neighbours beyond chance"
-    more = row["difference"]["mean"]
-    if row["decides"] == "nll":
-        return more / (2 * aim.tolerance), f"{more:+.3f} nats per token"
-    return more / aim.tolerance, f"{100 * more:+.1f} points of looping texts"
-
-
 def _sizes(dense: Model, pruned: Pruned) -> list[float]:
     whole = num_parameters(dense.network, dense.anatomy)
     return [1 - pruned.num_parameters / whole, 1 - pruned.num_bytes / dense.weight_bytes, pruned.zero_share]
 
 
-def _stored(found: Found) -> dict[str, Any]:
+def _stored(found: TaskResult) -> dict[str, Any]:
     return {
         "scored": [{"metric": asdict(one.metric), "values": one.values, "parts": one.parts} for one in found.scored]
     }
 
 
-def _scored(stored: dict[str, Any]) -> Scored:
-    return Scored(Metric(**stored["metric"]), stored["values"], parts=stored.get("parts", {}))
+def _scored(stored: dict[str, Any]) -> MetricScores:
+    return MetricScores(Metric(**stored["metric"]), stored["values"], parts=stored.get("parts", {}))

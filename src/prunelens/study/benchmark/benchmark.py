@@ -8,12 +8,11 @@ from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop
 from prunelens.models.surgery.variant import Variant
 from prunelens.progress import Reporter, silent
-from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.pruned import Pruned
 from prunelens.study.benchmark.record import Speed, SpeedSettings
 from prunelens.study.benchmark.speed import check_lengths, measure_speeds
-from prunelens.study.calibration_texts import calibrate
-from prunelens.study.candidates import Candidate, Compressible, apply_recipes, open_candidates
+from prunelens.study.candidates import Candidate, Compressible, open_candidates
+from prunelens.study.prepare import prepare
 
 
 def run_benchmark(
@@ -38,12 +37,7 @@ def run_benchmark(
     settings.check()
     candidates = open_candidates(dense, compressed)
     check_lengths(_variants(dense, candidates), settings)
-    recipes = [found.recipe for found in candidates if found.recipe is not None]
-    texts = calibrate(recipes, dense, calibration, reporter)
-    ranking = None
-    if any(recipe.needs_ranking for recipe in recipes):
-        ranking = rank_redundancy(dense, texts.texts, advance=reporter("ranking sublayers", sum(map(len, texts.texts))))
-    apply_recipes(candidates, dense, texts, ranking, reporter, settings.seed)
+    prepare(candidates, dense, calibration, reporter, settings.seed)
     variants = _variants(dense, candidates)
     speeds = measure_speeds(variants, settings, reporter("measuring", settings.num_runs(len(variants))))
     others = [_as_saved(speed, found) for speed, found in zip(speeds[1:], candidates, strict=True)]

@@ -21,7 +21,7 @@ from prunelens.models.surgery.variant import Variant
 from prunelens.progress import Advance
 from prunelens.pruning.matrices import zero_share
 from prunelens.study.benchmark.record import Speed, SpeedSettings, Spread
-from prunelens.study.benchmark.timing import Added, Run, added_memory, cuda_devices, run_once
+from prunelens.study.benchmark.timing import Added, Timing, added_memory, cuda_devices, time_once
 
 MANY_ZEROS = 0.2
 """Share of zeros above which a reader may expect that they save something."""
@@ -32,7 +32,7 @@ class _Watched:
     """One model's numbers while they are collected."""
 
     variant: Variant
-    timed: list[Run] = field(default_factory=list)
+    timed: list[Timing] = field(default_factory=list)
     added: Added = field(default_factory=Added)
 
 
@@ -93,16 +93,16 @@ def _random_ids(variants: Mapping[str, Variant], settings: SpeedSettings) -> Int
 
 
 def _warm_up(found: _Watched, ids: Int64[Tensor, "B T"], context: int) -> None:
-    run_once(found.variant, ids, context)
+    time_once(found.variant, ids, context)
 
 
 def _watch_memory(found: _Watched, ids: Int64[Tensor, "B T"], context: int) -> None:
     with added_memory(found.variant.model) as found.added:
-        run_once(found.variant, ids, context)
+        time_once(found.variant, ids, context)
 
 
 def _time(found: _Watched, ids: Int64[Tensor, "B T"], context: int) -> None:
-    found.timed.append(run_once(found.variant, ids, context))
+    found.timed.append(time_once(found.variant, ids, context))
 
 
 @contextmanager

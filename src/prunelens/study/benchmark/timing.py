@@ -41,7 +41,7 @@ class CacheSize:
 
 
 @dataclass(frozen=True)
-class Run:
+class Timing:
     """Seconds of the prefill and of all decoding, and the cache between them."""
 
     prefill_seconds: float
@@ -49,7 +49,7 @@ class Run:
     cache: CacheSize
 
 
-def run_once(variant: Variant, ids: Int64[Tensor, "B T"], context: int) -> Run:
+def time_once(variant: Variant, ids: Int64[Tensor, "B T"], context: int) -> Timing:
     """Read the first `context` tokens in one pass, and the others one by one with the cache.
 
     Args:
@@ -74,7 +74,7 @@ def run_once(variant: Variant, ids: Int64[Tensor, "B T"], context: int) -> Run:
         for token in ids[:, context:].split(1, dim=1):
             output = network(input_ids=token, use_cache=True, **{name: output[name]})
             _wait(devices, model.device)
-        return Run(prefill, time.perf_counter() - start, size)
+        return Timing(prefill, time.perf_counter() - start, size)
 
 
 def _cache_name(output: Any, model: Model) -> str:

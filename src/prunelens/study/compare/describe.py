@@ -93,7 +93,7 @@ def describe_pruned(pruned: Pruned) -> dict[str, Any]:
         found["dropped"]["experts"] = {str(layer): list(experts) for layer, experts in pruned.experts.items()}
     if pruned.masked is not None:
         found["masked"] = {"zeros": pruned.masked.zeros, "total": pruned.masked.total}
-    if pruned.mended:
+    if pruned.repaired:
         found["repaired"] = [
             {
                 "kind": one.gap.kind,
@@ -101,7 +101,7 @@ def describe_pruned(pruned: Pruned) -> dict[str, Any]:
                 "strength": one.strength,
                 "explained": one.explained,
             }
-            for one in pruned.mended
+            for one in pruned.repaired
         ]
     if pruned.quantized is not None:
         found["quantized"] = pruned.quantized

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -15,10 +14,11 @@ from prunelens.metrics.head import Pair, stream_pairs
 from prunelens.metrics.survival import common_prefix
 from prunelens.models.model import Model
 from prunelens.progress import Advance, Reporter
-from prunelens.pruning.importance import Ranking, rank_redundancy
+from prunelens.pruning.importance import Ranking
 from prunelens.pruning.pruned import Calibration
 from prunelens.study.calibration_texts import with_repair_texts
-from prunelens.study.candidates import Candidate, apply_recipes
+from prunelens.study.candidates import Candidate
+from prunelens.study.compare.dense_texts import DenseTexts
 from prunelens.study.compare.describe import describe_run
 from prunelens.study.compare.drafts import measure_drafts
 from prunelens.study.compare.inside import Inside
@@ -36,21 +36,13 @@ from prunelens.study.compare.tables import (
     steps_rows,
     survival_table,
 )
+from prunelens.study.prepare import apply_recipes, rank
 from prunelens.study.store import Run, sound
 from prunelens.tasks.prompts import Prompt
 from prunelens.tracing.forced import Trajectory, forced_states
-from prunelens.tracing.free import Draw, write_coupled, write_dense
+from prunelens.tracing.free import SampledText, write_coupled, write_dense
 from prunelens.tracing.generate import Continuation
 from prunelens.tracing.prompt_end import prompt_end_stats
-
-
-@dataclass(frozen=True)
-class Written:
-    """What the dense model wrote, greedily and sampled, and how its sublayers rank; the same for every comparison."""
-
-    greedy: list[Continuation]
-    sampled: list[Draw]
-    ranking: Ranking | None = None
 
 
 class Stages:
@@ -63,7 +55,7 @@ class Stages:
         prompts: list[Prompt],
         settings: Settings,
         reporter: Reporter,
-        written: Written | None = None,
+        written: DenseTexts | None = None,
     ) -> None:
         self._given = written
         self.dense = dense
@@ -90,7 +82,7 @@ class Stages:
         with self._clock("ranking"):
             texts = calibration or self._own_texts(greedy)
             ranking = self._rank(texts)
-        self.written = Written(greedy, sampled, ranking or (self._given.ranking if self._given else None))
+        self.written = DenseTexts(greedy, sampled, ranking or (self._given.ranking if self._given else None))
         with self._clock("compressing"):
             recipes = [candidate.recipe for candidate in self.candidates if candidate.recipe]
             asked = [*(prompt.text for prompt in self.prompts), *reported]
@@ -139,7 +131,7 @@ class Stages:
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
-    def _write_dense(self) -> tuple[list[Continuation], list[Draw]]:
+    def _write_dense(self) -> tuple[list[Continuation], list[SampledText]]:
         chosen = self.settings
         return write_dense(
             self.dense,
@@ -151,7 +143,7 @@ class Stages:
             self._writing("dense writes"),
         )
 
-    def _dense_texts(self) -> tuple[list[Continuation], list[Draw]]:
+    def _dense_texts(self) -> tuple[list[Continuation], list[SampledText]]:
         given = self._given
         greedy, sampled = (given.greedy, given.sampled) if given is not None else self._write_dense()
         for trace, written in (("greedy", greedy), ("sampled", [draw.continuation for draw in sampled])):
@@ -172,8 +164,7 @@ class Stages:
             return None
         if self._given is not None and self._given.ranking is not None:
             return self._given.ranking
-        advance = self.reporter("ranking sublayers", sum(map(len, texts)))
-        return rank_redundancy(self.dense, texts, advance=advance)
+        return rank(self.dense, texts, self.reporter)
 
     def _trajectories(self, greedy: list[Continuation], sampled: list[Continuation]) -> list[Trajectory]:
         return [
@@ -248,7 +239,7 @@ class Stages:
             self.parts["noise"] = inside.noise(dense_states[: sum(len(text.token_ids) for text in texts)])
         return inside
 
-    def _run_free(self, candidate: Candidate, sampled: list[Draw]) -> tuple[list[Continuation], list[list[int]]]:
+    def _run_free(self, candidate: Candidate, sampled: list[SampledText]) -> tuple[list[Continuation], list[list[int]]]:
         chosen = self.settings
         ids = [prompt.token_ids for prompt in self.prompts]
         advance = self._writing(f"{candidate.label} writes")

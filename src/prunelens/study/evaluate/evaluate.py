@@ -9,19 +9,18 @@ from typing import Any
 
 from prunelens.models.model import Model
 from prunelens.progress import Reporter
-from prunelens.pruning.importance import rank_redundancy
-from prunelens.study.calibration_texts import calibrate
-from prunelens.study.candidates import Candidate, Compressible, apply_recipes, open_candidates, parse_candidates
+from prunelens.study.candidates import Candidate, Compressible, open_candidates, parse_candidates
 from prunelens.study.compare.describe import describe_candidate, describe_model, describe_size
-from prunelens.study.evaluate.measure import Bench, Found, TaskSettings, open_harness
+from prunelens.study.evaluate.measure import TaskResult, TaskRunner, TaskSettings, open_harness
 from prunelens.study.evaluate.scores import score_rows
 from prunelens.study.evaluate.tables import EVALUATION, texts_table, values_table
 from prunelens.study.evaluate.verdict import Thresholds, judge
+from prunelens.study.prepare import prepare
 from prunelens.study.settings import chosen_settings
 from prunelens.study.store import Run, sound
 from prunelens.tasks.decoding import FREE, decoding_note
 from prunelens.tasks.harness import Harness
-from prunelens.tasks.suite import Chosen, parse_tasks
+from prunelens.tasks.suite import TaskSelection, parse_tasks
 
 TasksGiven = str | Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -29,7 +28,7 @@ TasksGiven = str | Sequence[str] | Mapping[str, Sequence[str]]
 def run_evaluate(
     model: Model,
     compressed: Sequence[Compressible],
-    chosen: Chosen,
+    chosen: TaskSelection,
     asked: TaskSettings,
     harness: Harness | None,
     thresholds: Thresholds,
@@ -43,16 +42,16 @@ def run_evaluate(
     """
     candidates = open_candidates(model, compressed)
     start = time.perf_counter()
-    bench = Bench(model, chosen, asked, reporter, harness)
-    _make(bench, candidates, calibration, reporter)
-    _ = bench.dense_found
-    found = {candidate.label: bench.measure(candidate.label, candidate.variant(model)) for candidate in candidates}
-    return collect(bench, candidates, found, thresholds, time.perf_counter() - start)
+    runner = TaskRunner(model, chosen, asked, reporter, harness)
+    _make(runner, candidates, calibration, reporter)
+    _ = runner.dense_found
+    found = {candidate.label: runner.measure(candidate.label, candidate.variant(model)) for candidate in candidates}
+    return collect(runner, candidates, found, thresholds, time.perf_counter() - start)
 
 
 def check_evaluation(
     compressed: Sequence[Compressible], tasks: TasksGiven, settings: dict[str, Any], harness: Harness | None = None
-) -> tuple[Chosen, TaskSettings, Harness | None]:
+) -> tuple[TaskSelection, TaskSettings, Harness | None]:
     """Refuse what needs no model to be seen wrong; the harness's tasks are loaded for it, unless they are already.
 
     Raises:
@@ -65,34 +64,31 @@ def check_evaluation(
     return chosen, asked, harness or open_harness(chosen, asked)
 
 
-def _make(bench: Bench, candidates: Sequence[Candidate], calibration: str | Path | None, reporter: Reporter) -> None:
-    model = bench.dense
-    recipes = [candidate.recipe for candidate in candidates if candidate.recipe is not None]
+def _make(
+    runner: TaskRunner, candidates: Sequence[Candidate], calibration: str | Path | None, reporter: Reporter
+) -> None:
     path = Path(calibration) if calibration is not None else None
-    reported = bench.questions if any(recipe.repair is not None for recipe in recipes) else ()
-    texts = calibrate(recipes, model, path, reporter, reported)
-    ranking = None
-    if any(recipe.needs_ranking for recipe in recipes):
-        ranking = rank_redundancy(model, texts.texts, advance=reporter("ranking sublayers", sum(map(len, texts.texts))))
-    apply_recipes(candidates, model, texts, ranking, reporter, bench.settings.seed)
+    repaired = any(candidate.recipe is not None and candidate.recipe.repair is not None for candidate in candidates)
+    reported = runner.questions if repaired else ()
+    prepare(candidates, runner.dense, path, reporter, runner.settings.seed, reported)
 
 
 def collect(
-    bench: Bench,
+    runner: TaskRunner,
     candidates: Sequence[Candidate],
-    found: Mapping[str, Found],
+    found: Mapping[str, TaskResult],
     thresholds: Thresholds,
     seconds: float,
     compared: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Run:
     """Everything that was measured as one result; `compared` holds summaries of comparisons by label."""
-    everything = {"dense": bench.dense_found, **found}
+    everything = {"dense": runner.dense_found, **found}
     summary = []
     for candidate in candidates:
         own = found[candidate.label]
-        rows = score_rows(bench.dense_found.scored, own.scored)
+        rows = score_rows(runner.dense_found.scored, own.scored)
         record = compared.get(candidate.label) if compared else None
-        lines = judge(bench.dense_found.scored, own.scored, rows, record, thresholds)
+        lines = judge(runner.dense_found.scored, own.scored, rows, record, thresholds)
         summary.append(
             {
                 "compressed": candidate.label,
@@ -100,12 +96,12 @@ def collect(
                 "verdicts": [line.as_dict() for line in lines],
             }
         )
-    models = [bench.dense, *[candidate.model for candidate in candidates if candidate.model]]
+    models = [runner.dense, *[candidate.model for candidate in candidates if candidate.model]]
     made = [candidate.pruned for candidate in candidates if candidate.pruned]
     decoding = {
-        label: bench.decoding(model)
+        label: runner.decoding(model)
         for label, model in (
-            ("dense", bench.dense),
+            ("dense", runner.dense),
             *[(candidate.label, candidate.model) for candidate in candidates if candidate.model],
         )
     }
@@ -113,23 +109,23 @@ def collect(
         "format": EVALUATION.format,
         "format_version": EVALUATION.version,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "dense": describe_model(bench.dense) | describe_size(Candidate("dense"), bench.dense),
-        "compressed": [describe_candidate(candidate, bench.dense) for candidate in candidates],
-        "tasks": list(bench.chosen.tasks),
-        "settings": asdict(bench.settings),
+        "dense": describe_model(runner.dense) | describe_size(Candidate("dense"), runner.dense),
+        "compressed": [describe_candidate(candidate, runner.dense) for candidate in candidates],
+        "tasks": list(runner.chosen.tasks),
+        "settings": asdict(runner.settings),
         "decoding": {"harness": decoding, "others": FREE},
         "thresholds": thresholds.model_dump(),
         "notes": [
             *[note for model in models for note in model.notes],
-            *bench.notes,
+            *runner.notes,
             *[note for one in made for note in one.notes],
-            *bench.chosen.notes,
+            *runner.chosen.notes,
             *decoding_note(decoding),
         ],
         "seconds": round(seconds, 3),
         "versions": {
             name: version(name)
-            for name in ("prunelens", "torch", "transformers", *(["lm_eval"] if bench.chosen.harness else []))
+            for name in ("prunelens", "torch", "transformers", *(["lm_eval"] if runner.chosen.harness else []))
         },
         "summary": summary,
     }

@@ -21,9 +21,9 @@ from prunelens.tasks.suite import (
     CORE_LONG,
     MIN_QUESTION,
     SUBSETS,
-    Chosen,
     Metric,
-    Scored,
+    MetricScores,
+    TaskSelection,
     in_subset,
     long_items,
     retrieval_folder,
@@ -70,14 +70,14 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
-class Found:
+class TaskResult:
     """What one model did on the tasks."""
 
-    scored: list[Scored]
+    scored: list[MetricScores]
     texts: list[LongText]
 
 
-def open_harness(chosen: Chosen, settings: TaskSettings) -> Harness | None:
+def open_harness(chosen: TaskSelection, settings: TaskSettings) -> Harness | None:
     """The tasks of lm-evaluation-harness, loaded without any model; None where none was chosen.
 
     Raises:
@@ -90,7 +90,7 @@ def open_harness(chosen: Chosen, settings: TaskSettings) -> Harness | None:
     return found
 
 
-class Bench:
+class TaskRunner:
     """A dense model with its tasks, found and loaded once; measures compressed models beside it.
 
     Raises:
@@ -100,7 +100,7 @@ class Bench:
     def __init__(
         self,
         dense: Model,
-        chosen: Chosen,
+        chosen: TaskSelection,
         settings: TaskSettings,
         reporter: Reporter = silent,
         harness: Harness | None = None,
@@ -149,18 +149,18 @@ class Bench:
         return self._harness.decoding(model) if self._harness is not None else None
 
     @cached_property
-    def dense_found(self) -> Found:
+    def dense_found(self) -> TaskResult:
         """What the dense model does, measured once."""
         return self._run("dense", Variant(self.dense))
 
-    def measure(self, label: str, variant: Variant) -> Found:
+    def measure(self, label: str, variant: Variant) -> TaskResult:
         """What a compressed model does; where neighbours are compared, the dense one is measured first."""
         if self._corpora and not self._retrieved:
             _ = self.dense_found
         return self._run(label, variant)
 
-    def _run(self, label: str, variant: Variant) -> Found:
-        scored: list[Scored] = []
+    def _run(self, label: str, variant: Variant) -> TaskResult:
+        scored: list[MetricScores] = []
         texts: list[LongText] = []
         for name in self.chosen.tasks:
             if name == CORE_LONG:
@@ -171,9 +171,9 @@ class Bench:
             else:
                 found = self._ask(label, variant, name)
             scored += [_with_use(one, self.chosen.uses.get(name)) for one in found]
-        return Found(scored, texts)
+        return TaskResult(scored, texts)
 
-    def _ask(self, label: str, variant: Variant, name: str) -> list[Scored]:
+    def _ask(self, label: str, variant: Variant, name: str) -> list[MetricScores]:
         assert self._harness is not None
         chosen = self.settings
         with variant.running() as model:
@@ -197,7 +197,7 @@ class Bench:
         advance = self.reporter(f"{label}: {CORE_LONG}", len(self._prompts) * chosen.long_tokens)
         return write_long(self.dense, variant, self._prompts, chosen.long_tokens, chosen.batch_size, advance)
 
-    def _retrieve(self, label: str, variant: Variant, name: str) -> list[Scored]:
+    def _retrieve(self, label: str, variant: Variant, name: str) -> list[MetricScores]:
         corpus, chosen = self._corpora[name], self.settings
         advance = self.reporter(f"{label}: {name}", len(corpus.passages) + len(corpus.queries))
         with variant.running() as model:
@@ -212,12 +212,12 @@ class Bench:
         keys = list(corpus.queries)
         kept = in_subset(len(keys), chosen.subset, chosen.limit)
         return [
-            Scored(metric, {keys[at]: float(numbers[at]) for at in kept if np.isfinite(numbers[at])})
+            MetricScores(metric, {keys[at]: float(numbers[at]) for at in kept if np.isfinite(numbers[at])})
             for metric, numbers in values.items()
         ]
 
 
-def _with_use(scored: Scored, use: str | None) -> Scored:
+def _with_use(scored: MetricScores, use: str | None) -> MetricScores:
     """The class of use that the user gave the task, where one was given."""
     if use is None:
         return scored

@@ -16,14 +16,14 @@ from prunelens.metrics.statistics import (
 )
 from prunelens.metrics.survival import RESAMPLES, Interval
 from prunelens.tasks.aggregation import MEAN, resampled, score_of
-from prunelens.tasks.suite import Metric, Scored
+from prunelens.tasks.suite import Metric, MetricScores
 
 Values = np.ndarray
 NO_NUMBER: dict[str, float | None] = {"mean": None, "low": None, "high": None}
 
 
 def score_rows(
-    dense: Sequence[Scored], compressed: Sequence[Scored], stored: Sequence[Mapping[str, Any]] = ()
+    dense: Sequence[MetricScores], compressed: Sequence[MetricScores], stored: Sequence[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
     """One record for each metric: the dense score and its chance level first, then what became of it.
 
@@ -157,7 +157,7 @@ def _is_binary(*sides: Values) -> bool:
 # --------------------------------------------------------------------------- scores that are no mean
 
 
-def _parts(scored: Scored, keys: Sequence[str]) -> list[Any]:
+def _parts(scored: MetricScores, keys: Sequence[str]) -> list[Any]:
     return [scored.parts.get(key, scored.values[key]) for key in keys]
 
 

@@ -1,15 +1,12 @@
 """The result of tasks: item scores and texts as tables, verdicts, and the page on request."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from prunelens.study.evaluate.measure import TaskResult
 from prunelens.study.evaluate.record import EvaluationInfo
 from prunelens.study.store import Kind
-
-if TYPE_CHECKING:
-    from prunelens.study.evaluate.measure import Found
 
 SCHEMAS = {
     "tasks": pa.schema(
@@ -61,7 +58,7 @@ EVALUATION = Kind(
 )
 
 
-def values_table(found: Mapping[str, "Found"]) -> pa.Table:
+def values_table(found: Mapping[str, TaskResult]) -> pa.Table:
     """`tasks`: one row for each model, metric and item."""
     rows = [
         {
@@ -80,7 +77,7 @@ def values_table(found: Mapping[str, "Found"]) -> pa.Table:
     return pa.Table.from_pylist(rows, SCHEMAS["tasks"])
 
 
-def texts_table(found: Mapping[str, "Found"]) -> pa.Table:
+def texts_table(found: Mapping[str, TaskResult]) -> pa.Table:
     """`texts`: what each model wrote on core_long."""
     rows = [
         {

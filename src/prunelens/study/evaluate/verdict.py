@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictFloat, model_validator
 
 from prunelens.metrics.statistics import fewest_items, kept_share, lower_bound, wilson
 from prunelens.study.evaluate.scores import as_dict, paired_values
-from prunelens.tasks.suite import USES, Scored
+from prunelens.tasks.suite import USES, MetricScores
 
 SAFE, AT_RISK, BROKEN, UNKNOWN = "safe", "at risk", "broken", "not measured"
 ORDER = (SAFE, AT_RISK, BROKEN)
@@ -79,8 +79,8 @@ class Verdict:
 
 
 def judge(
-    dense: Sequence[Scored],
-    compressed: Sequence[Scored],
+    dense: Sequence[MetricScores],
+    compressed: Sequence[MetricScores],
     rows: Sequence[Record],
     compared: Record | None = None,
     thresholds: Thresholds | None = None,
@@ -106,7 +106,7 @@ def judge(
 
 
 def _measured(
-    use: str, dense: Sequence[Scored], compressed: Sequence[Scored], rows: list[Record], limits: Thresholds
+    use: str, dense: Sequence[MetricScores], compressed: Sequence[MetricScores], rows: list[Record], limits: Thresholds
 ) -> Verdict:
     """The worst of the class's deciding numbers."""
     lines = [_cost(use, row, limits) for row in rows if row["decides"] in ("nll", "loops")]
@@ -143,7 +143,7 @@ def _nothing(rows: Sequence[Record]) -> str:
 
 
 def _kept(
-    use: str, dense: Sequence[Scored], compressed: Sequence[Scored], rows: list[Record], limits: Thresholds
+    use: str, dense: Sequence[MetricScores], compressed: Sequence[MetricScores], rows: list[Record], limits: Thresholds
 ) -> Verdict:
     wanted = {(row["task"], row["metric"]) for row in rows}
     sides = [

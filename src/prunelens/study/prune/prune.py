@@ -15,7 +15,7 @@ from prunelens.models.saving.bias_parameters import bias_parameters
 from prunelens.models.saving.export import LAYOUTS, NUM_STEPS, WHAT, export, is_export
 from prunelens.models.saving.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.surgery.drop import dropped, num_parameters
-from prunelens.models.surgery.shared_copy import named_owners, set_weight, twin_of
+from prunelens.models.surgery.shared_copy import named_owners, set_weight, shared_copy_of
 from prunelens.progress import Reporter
 from prunelens.pruning.apply import apply, check_recipe
 from prunelens.pruning.matrices import zero_share
@@ -216,7 +216,7 @@ class _Quantizer:
         from prunelens.pruning.quantize import quantize, save_quantized
 
         save_quantized(plain, target, self._to)
-        twin = twin_of(self._pruned.model)
+        twin = shared_copy_of(self._pruned.model)
         quantize(twin, self._to)
         with dropped(twin.anatomy, self._pruned.drop, self._in_weights):
             expected = logits_of(twin.network, twin)
@@ -229,7 +229,7 @@ def _in_stored_dtype(changed: Model, dense: Model) -> Model:
     dtype = dense.stored_dtype
     if dtype is None or dtype == changed.dtype:
         return changed
-    twin = twin_of(changed)
+    twin = shared_copy_of(changed)
     for module, name in named_owners(twin.network).values():
         value = module._parameters[name]
         if value is not None and value.is_floating_point():

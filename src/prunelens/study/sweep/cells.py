@@ -16,18 +16,20 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import load
 from prunelens.progress import silent
 from prunelens.pruning.calibration import read_calibration
-from prunelens.pruning.importance import Ranking, rank_redundancy
+from prunelens.pruning.importance import Ranking
 from prunelens.pruning.methods import Reference
 from prunelens.pruning.plugins import load_again
 from prunelens.pruning.pruned import Calibration
 from prunelens.study.calibration_texts import own_texts, with_repair_texts
-from prunelens.study.candidates import Candidate, apply_recipes, open_candidates
+from prunelens.study.candidates import Candidate, open_candidates
+from prunelens.study.compare.dense_texts import DenseTexts
 from prunelens.study.compare.describe import describe_size
 from prunelens.study.compare.schemas import RUN
-from prunelens.study.compare.stages import Stages, Written
+from prunelens.study.compare.stages import Stages
 from prunelens.study.evaluate.evaluate import collect
-from prunelens.study.evaluate.measure import Bench
+from prunelens.study.evaluate.measure import TaskRunner
 from prunelens.study.evaluate.tables import EVALUATION
+from prunelens.study.prepare import apply_recipes, rank
 from prunelens.study.store import Run, finite, read_run, write_run
 from prunelens.study.sweep.study_file import Cell, Study
 from prunelens.tasks.encoding import encode
@@ -59,20 +61,20 @@ class Context:
 
     given: Given
     dense: Model
-    written: dict[int, Written] = field(default_factory=dict)
+    written: dict[int, DenseTexts] = field(default_factory=dict)
 
     @cached_property
-    def bench(self) -> Bench | None:
+    def runner(self) -> TaskRunner | None:
         """The dense model with its tasks; the seed of a cell touches recipes only."""
         study = self.given.study
         if study.tasks is None:
             return None
-        return Bench(self.dense, parse_tasks(study.tasks), study.evaluate.settings(0))
+        return TaskRunner(self.dense, parse_tasks(study.tasks), study.evaluate.settings(0))
 
     def reported(self, candidate: Candidate) -> Sequence[str]:
         """What the tasks ask, where it matters: no repair may be fitted on it."""
         repaired = candidate.recipe is not None and candidate.recipe.repair is not None
-        return self.bench.questions if repaired and self.bench is not None else ()
+        return self.runner.questions if repaired and self.runner is not None else ()
 
     @cached_property
     def calibration(self) -> list[list[int]] | None:
@@ -88,7 +90,7 @@ class Context:
     @cached_property
     def ranking(self) -> Ranking:
         """The dense model's sublayers, ranked on `own_texts`."""
-        return rank_redundancy(self.dense, self.own_texts)
+        return rank(self.dense, self.own_texts, silent)
 
 
 def setup(given: Given) -> Context:
@@ -121,9 +123,9 @@ def work(context: Context, cell: Cell) -> None:
         ranking = context.ranking if candidate.recipe.needs_ranking else None
         apply_recipes([candidate], dense, texts, ranking, silent, cell.seed)
     evaluation = None
-    if context.bench is not None:
-        found = {candidate.label: context.bench.measure(candidate.label, candidate.variant(dense))}
-        evaluation = collect(context.bench, [candidate], found, study.thresholds, 0.0)
+    if context.runner is not None:
+        found = {candidate.label: context.runner.measure(candidate.label, candidate.variant(dense))}
+        evaluation = collect(context.runner, [candidate], found, study.thresholds, 0.0)
     with new_folder(cell_folder(context.given.folder, cell), _is_cell, "cell") as temporary:
         if run is not None:
             (temporary / "compare").mkdir()

@@ -18,7 +18,7 @@ from prunelens.study.sweep.cells import cell_folder, read_cell, read_parts
 from prunelens.study.sweep.forecasts import alike, calibration
 from prunelens.study.sweep.study_file import Cell, Study
 from prunelens.tasks.aggregation import MEAN
-from prunelens.tasks.suite import Metric, Scored
+from prunelens.tasks.suite import Metric, MetricScores
 
 CELL_NUMBERS = (
     "parameters_saved",
@@ -214,13 +214,13 @@ def _flat(row: Mapping[str, Any]) -> Row:
     }
 
 
-def _sides(evaluated: Run) -> tuple[list[Scored], list[Scored]]:
+def _sides(evaluated: Run) -> tuple[list[MetricScores], list[MetricScores]]:
     """Item scores of the dense and of the compressed model."""
     (record,) = evaluated.info["summary"]
     return _scored(evaluated, "dense", record["scores"]), _scored(evaluated, record["compressed"], record["scores"])
 
 
-def _scored(run: Run, model: str, rows: Sequence[Mapping[str, Any]]) -> list[Scored]:
+def _scored(run: Run, model: str, rows: Sequence[Mapping[str, Any]]) -> list[MetricScores]:
     """Item scores from the stored table."""
     values: dict[tuple[str, str], dict[str, float | None]] = {}
     for row in run.tables["tasks"].to_pylist():
@@ -239,7 +239,7 @@ def _scored(run: Run, model: str, rows: Sequence[Mapping[str, Any]]) -> list[Sco
         )
         for row in rows
     ]
-    return [Scored(metric, values[metric.task, metric.name]) for metric in metrics]
+    return [MetricScores(metric, values[metric.task, metric.name]) for metric in metrics]
 
 
 def _summary(rows: Mapping[str, Sequence[Row]]) -> list[Row]:

@@ -1,0 +1,16 @@
+"""What the dense model wrote, which comparisons of one model share."""
+
+from dataclasses import dataclass
+
+from prunelens.pruning.importance import Ranking
+from prunelens.tracing.free import SampledText
+from prunelens.tracing.generate import Continuation
+
+
+@dataclass(frozen=True)
+class DenseTexts:
+    """What the dense model wrote, greedily and sampled, and how its sublayers rank; the same for every comparison."""
+
+    greedy: list[Continuation]
+    sampled: list[SampledText]
+    ranking: Ranking | None = None
