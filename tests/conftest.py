@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import re
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start: several tests run at once
@@ -259,3 +260,8 @@ def smollm2() -> Model:
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     torch.manual_seed(0)
+
+
+def without_progress(stderr: str) -> str:
+    """What is on stderr beside lines on progress, of which a slow machine has some."""
+    return re.sub(r"^\[ *\d+ s\] .*\n", "", stderr, flags=re.MULTILINE)

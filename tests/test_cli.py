@@ -23,7 +23,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import prunelens.cli.main
-from conftest import FAMILIES, tiny_network, tiny_tokenizer, words
+from conftest import FAMILIES, tiny_network, tiny_tokenizer, without_progress, words
 from prunelens.models.opening.builtin import packaged_gguf
 from prunelens.study.compare.schemas import RUN, SCHEMAS
 
@@ -66,7 +66,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         printed = capsys.readouterr()
-        return code, printed.out, printed.err
+        return code, printed.out, without_progress(printed.err)
 
     return run
 
@@ -80,7 +80,7 @@ def finished(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     environment = os.environ | {"PRUNELENS_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder / "work", env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return folder / "work" / "run", done.stdout, done.stderr
+    return folder / "work" / "run", done.stdout, without_progress(done.stderr)
 
 
 def save(network: Any, folder: Path) -> None:
@@ -106,8 +106,8 @@ def content(path: Path) -> str:
 
 
 def sentence(stderr: str) -> str:
-    """The one sentence on stderr, where nothing else may be: a pipe shows no progress."""
-    lines = stderr.splitlines()
+    """The one sentence on stderr, where nothing else may be but progress."""
+    lines = without_progress(stderr).splitlines()
     assert len(lines) == 1, stderr
     assert lines[0].startswith("prunelens: "), stderr
     assert "Traceback" not in stderr
@@ -927,7 +927,7 @@ def test_a_bad_option_is_refused(cli: Cli, work: Path, option: tuple[str, ...], 
 def test_nothing_to_compare_is_refused(cli: Cli, work: Path) -> None:
     code, stdout, stderr = cli("compare", "model", "-o", "run")
     assert (code, stdout) == (2, "")
-    assert_says(stderr, "compressed")
+    assert_says(stderr, "COMPRESSED")
     assert not (work / "run").exists()
 
 

@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import prunelens.cli.main
 import prunelens.report.pages.compare
-from conftest import COMMON, text_network, text_tokenizer, tiny_network, tiny_tokenizer, words
+from conftest import COMMON, text_network, text_tokenizer, tiny_network, tiny_tokenizer, without_progress, words
 from forked import Forked, Forker, forker, heed_signals
 from prunelens.api import compare
 from prunelens.cli.options import print_json
@@ -100,7 +100,8 @@ def test_a_signal_stops_a_command_in_order(commands: Forker, place: Path, number
     process.send_signal(number)
     process.send_signal(number)  # schedulers send it to the group and to the leader
     stdout, stderr = process.communicate()
-    assert (process.returncode, stdout, stderr) == (128 + number, "", "prunelens: stopped\n")
+    stderr = without_progress(stderr)
+    assert (process.returncode, stdout, without_progress(stderr)) == (128 + number, "", "prunelens: stopped\n")
     assert {path.name for path in place.iterdir()} - {"cache"} == before
 
 
@@ -132,7 +133,7 @@ prunelens.cli.main.main()
 """
     process = start(commands, place, "prune", "checkpoint", "drop-mlp@2", "-o", "pruned", code=code)
     stdout, stderr = process.communicate()
-    assert (process.returncode, stdout, stderr) == (128 + number, "", "prunelens: stopped\n")
+    assert (process.returncode, stdout, without_progress(stderr)) == (128 + number, "", "prunelens: stopped\n")
     after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and "cache" not in path.parts}
     assert after == before
     assert (place / "pruned").exists() == earlier
@@ -164,6 +165,7 @@ def test_a_sweep_that_is_stopped_ends_its_workers(commands: Forker, place: Path)
     wait_for(has_workers, process)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate()
+    stderr = without_progress(stderr)
     assert (process.returncode, stderr) == (143, "prunelens: stopped\n")
     assert not psutil.wait_procs(workers, timeout=30)[1]
     assert not (place / "swept").exists()  # no cell was made
@@ -202,6 +204,7 @@ def test_a_full_disk_behind_stdout_is_told(place: Path) -> None:
     with open("/dev/full", "w") as full:
         process = start_fresh(place, "inspect", "checkpoint", "--json", stdout=full)
         _, stderr = process.communicate()
+        stderr = without_progress(stderr)
     assert process.returncode == 2
     assert stderr.startswith("prunelens: ")
     assert "No space left" in stderr
@@ -218,6 +221,7 @@ def test_a_second_writer_is_told_who_is_at_work_and_a_dead_one_is_no_hindrance(c
     for command in ("compare", "evaluate"):
         second = start(commands, place, command, "checkpoint", "drop-mlp:1", "-o", "deep/run")
         stdout, stderr = second.communicate()
+        stderr = without_progress(stderr)
         assert (second.returncode, stdout) == (2, "")
         assert f"deep/run is being written by process {process.pid} on " in stderr
         assert stderr.count("\n") == 1
@@ -237,6 +241,7 @@ def test_a_second_sweep_touches_nothing_of_the_first(commands: Forker, place: Pa
     with locked(place / "swept" / ".lock", "the first"):
         process = start(commands, place, "sweep", "study.yaml", "-o", "swept")
         _, stderr = process.communicate()
+        stderr = without_progress(stderr)
     assert process.returncode == 2
     assert f"swept is being written by process {os.getpid()} on " in stderr
     assert living.is_dir()
@@ -376,6 +381,7 @@ def test_a_refused_sweep_leaves_nothing(commands: Forker, place: Path, change: d
     (place / "study.yaml").write_text(json.dumps(STUDY | change), encoding="utf-8")
     process = start(commands, place, "sweep", "study.yaml", "-o", "deep/swept")
     _, stderr = process.communicate()
+    stderr = without_progress(stderr)
     if "recipes" in change:  # a cell that failed is a result
         assert process.returncode == 0
         return
@@ -646,6 +652,7 @@ def test_a_batch_of_a_billion_ends_in_one_sentence_or_well(
     options += ["--batch-size", str(size)]
     process = start(commands, place, argv[0], "checkpoint", "drop-mlp@1", *argv[1:], *options)
     _, stderr = process.communicate()
+    stderr = without_progress(stderr)
     assert "Traceback" not in stderr
     if argv[0] == "benchmark":
         assert (process.returncode, stderr.count("\n")) == (2, 1), stderr
@@ -665,7 +672,8 @@ def test_no_memory_to_load_libraries_is_one_sentence(place: Path, argv: tuple[st
     before = sorted(place.rglob("*"))
     process = start_fresh(place, *argv, preexec_fn=limited(150))
     stdout, stderr = process.communicate()
-    assert (process.returncode, stdout, stderr.count("\n")) == (2, "", 1), stderr
+    stderr = without_progress(stderr)
+    assert (process.returncode, stdout, without_progress(stderr).count("\n")) == (2, "", 1), stderr
     assert stderr.startswith("prunelens: out of memory (")
     assert sorted(place.rglob("*")) == before
 
@@ -694,6 +702,6 @@ def test_no_memory_in_the_middle_is_one_sentence(
     code = f"import resource; {used}; {limit}; from prunelens.cli.main import main; main()"
     process = start(commands, place, argv[0], str(large), *argv[1:], code=code)
     stdout, stderr = process.communicate()
-    assert (process.returncode, stdout, stderr.count("\n")) == (2, "", 1), stderr
+    assert (process.returncode, stdout, without_progress(stderr).count("\n")) == (2, "", 1), stderr
     assert any(words in stderr for words in ("out of memory", "does not fit into cpu")), stderr
     assert {path.name for path in place.iterdir()} - {"cache"} == before

@@ -27,6 +27,7 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import NOTHING, Drop
 from prunelens.models.surgery.variant import Variant
+from prunelens.progress import silent
 from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.report.pages.advise import render_advice
@@ -36,7 +37,6 @@ from prunelens.study.advise.answers import AnswerCache, OutOfTimeError
 from prunelens.study.advise.goal import Goal, Trial, coarse, loss_of, strongest
 from prunelens.study.advise.held_out import NUM_RANDOM, compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
 from prunelens.study.advise.search import PATIENCE, SPARSITIES, Search, recipe_of, repair_of
-from prunelens.study.compare.settings import silent
 from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
 from prunelens.study.store import Run
 from prunelens.tasks.prompts import prompts
