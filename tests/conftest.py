@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import re
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start: several tests run at once
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.collect_env
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -20,6 +22,7 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import load, wrap
 
 torch.set_num_threads(1)  # tiny models: threads that wait for one another cost more than they do
+torch.utils.collect_env.get_pretty_env_info = lambda: ""  # lm-eval lists all packages at each evaluation: a second
 
 VOCAB_SIZE = 97
 COMMON = {
@@ -257,3 +260,8 @@ def smollm2() -> Model:
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     torch.manual_seed(0)
+
+
+def without_progress(stderr: str) -> str:
+    """What is on stderr beside lines on progress, of which a slow machine has some."""
+    return re.sub(r"^\[ *\d+ s\] .*\n", "", stderr, flags=re.MULTILINE)

@@ -155,8 +155,8 @@ def test_an_evaluation_is_whole_and_reported_again(cli: Cli, work: Path) -> None
 def test_tables_are_for_people(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setenv("COLUMNS", "160")
     code, printed, said = cli(
-        "evaluate", "model", "drop-attention@1", "--tasks", "core_letters", "--limit", "4", "-o", "out"
+        "evaluate", "model", "drop-attention@1", "--tasks", "core_letters", "--limit", "4", "-o", "out", "--full"
     )
     assert (code, said) == (0, "")
-    for word in ("can it replace model?", "not measured", "core_letters (4)", "chance", "25.0 %", "out/report.html"):
+    for word in ("Can it replace model?", "not measured", "core_letters (4)", "chance", "25.0 %", "out/report.html"):
         assert word in printed

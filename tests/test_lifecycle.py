@@ -1,4 +1,8 @@
-"""Commands that are stopped, killed or starved, and models without numbers: real processes on tiny checkpoints."""
+"""Commands that are stopped, killed or starved, and models without numbers: real processes on tiny checkpoints.
+
+Most are forked from a process that has imported everything (`forked.py`); fresh ones run where the start or the end of
+the interpreter is what is tested.
+"""
 
 import errno
 import json
@@ -10,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import prunelens.cli.main
 import prunelens.report.pages.compare
-from conftest import COMMON, text_network, text_tokenizer, tiny_network, tiny_tokenizer, words
+from conftest import COMMON, text_network, text_tokenizer, tiny_network, tiny_tokenizer, without_progress, words
+from forked import Forked, Forker, forker, heed_signals
 from prunelens.api import compare
 from prunelens.cli.options import print_json
 from prunelens.errors import PrunelensError
@@ -38,11 +43,11 @@ from prunelens.results import Comparison
 from prunelens.study.benchmark.record import Speed, SpeedSettings, Spread
 from prunelens.study.compare.schemas import RUN
 
-SOURCE = str(Path(prunelens.cli.main.__file__).parents[1])
+SOURCE = str(Path(prunelens.__file__).parents[1])
 PRUNELENS = [sys.executable, "-c", "from prunelens.cli.main import main; main()"]
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], Any], process: Any) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -56,35 +61,47 @@ def place(checkpoint: Path) -> Path:
     return checkpoint.parent
 
 
-def start(place: Path, *argv: str, **more: Any) -> subprocess.Popen[str]:
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Forker]:
+    with forker() as found:
+        yield found
+
+
+def start(commands: Forker, place: Path, *argv: str, **more: str) -> Forked:
+    """A command, forked."""
+    return commands.start(place, *argv, PRUNELENS_CACHE=str(place / "cache"), **more)
+
+
+def start_fresh(place: Path, *argv: str, **more: Any) -> subprocess.Popen[str]:
+    """A command in an interpreter of its own."""
     environment = os.environ | {"PRUNELENS_CACHE": str(place / "cache"), "PYTHONPATH": SOURCE}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more
     return subprocess.Popen([*PRUNELENS, *argv], cwd=place, env=environment, **pipes)
 
 
-def long_compare(place: Path) -> subprocess.Popen[str]:
-    options = ["--prompts", "prompts.txt", "--no-chat-template", "--max-new-tokens", "100", "-o", "deep/run"]
-    return start(place, "compare", "checkpoint", "drop-mlp:1", *options, preexec_fn=heed_signals)
-
-
-def heed_signals() -> None:
-    """Whatever the tests themselves ignore (in the background of a script, or under nohup)."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+LONG_COMPARE = ["compare", "checkpoint", "drop-mlp:1", "--prompts", "prompts.txt", "--no-chat-template"]
+LONG_COMPARE += ["--max-new-tokens", "100", "-o", "deep/run"]
 
 
 # --- signals -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_stops_a_command_in_order(place: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "fresh"),
+    [(signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGINT, False), (signal.SIGINT, True)],
+)
+def test_a_signal_stops_a_command_in_order(commands: Forker, place: Path, number: signal.Signals, fresh: bool) -> None:
     before = {path.name for path in place.iterdir()}
-    process = long_compare(place)
-    wait_for((place / "deep" / ".run.lock").exists, process)
+    process = (
+        start_fresh(place, *LONG_COMPARE, preexec_fn=heed_signals) if fresh else start(commands, place, *LONG_COMPARE)
+    )
+    lock = place / "deep" / ".run.lock"
+    wait_for(lambda: lock.exists() and lock.read_text(), process)
     process.send_signal(number)
     process.send_signal(number)  # schedulers send it to the group and to the leader
     stdout, stderr = process.communicate()
-    assert (process.returncode, stdout, stderr) == (128 + number, "", "prunelens: stopped\n")
+    stderr = without_progress(stderr)
+    assert (process.returncode, stdout, without_progress(stderr)) == (128 + number, "", "prunelens: stopped\n")
     assert {path.name for path in place.iterdir()} - {"cache"} == before
 
 
@@ -95,11 +112,11 @@ PRUNE_STEPS = ("save_weights", "write_companions", "logits_on_reopening", "check
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_signal_while_a_checkpoint_is_written_leaves_what_was_there(
-    place: Path, number: signal.Signals, step: str, earlier: bool
+    commands: Forker, place: Path, number: signal.Signals, step: str, earlier: bool
 ) -> None:
     """The process stops itself after a step of the export, when half of the checkpoint is on the disk."""
     if earlier:
-        start(place, "prune", "checkpoint", "drop-mlp@1", "-o", "pruned").communicate()
+        start(commands, place, "prune", "checkpoint", "drop-mlp@1", "-o", "pruned").communicate()
         assert (place / "pruned" / "config.json").is_file()
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and "cache" not in path.parts}
     code = f"""
@@ -114,12 +131,9 @@ def stopped(*args, **more):
 export.{step} = stopped
 prunelens.cli.main.main()
 """
-    environment = os.environ | {"PRUNELENS_CACHE": str(place / "cache"), "PYTHONPATH": SOURCE}
-    command = [sys.executable, "-c", code, "prune", "checkpoint", "drop-mlp@2", "-o", "pruned"]
-    done = subprocess.run(
-        command, cwd=place, env=environment, capture_output=True, text=True, check=False, preexec_fn=heed_signals
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "prunelens: stopped\n")
+    process = start(commands, place, "prune", "checkpoint", "drop-mlp@2", "-o", "pruned", code=code)
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout, without_progress(stderr)) == (128 + number, "", "prunelens: stopped\n")
     after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and "cache" not in path.parts}
     assert after == before
     assert (place / "pruned").exists() == earlier
@@ -128,18 +142,20 @@ prunelens.cli.main.main()
 
 def test_a_signal_that_is_ignored_stays_so(place: Path) -> None:
     """As under nohup."""
-    process = start(place, "inspect", "checkpoint", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = start_fresh(
+        place, "inspect", "checkpoint", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
     wait_for(lambda: "torch" in Path(f"/proc/{process.pid}/maps").read_text(), process)
     process.send_signal(signal.SIGHUP)
     assert process.communicate()[1] == ""
     assert process.returncode == 0
 
 
-def test_a_sweep_that_is_stopped_ends_its_workers(place: Path) -> None:
+def test_a_sweep_that_is_stopped_ends_its_workers(commands: Forker, place: Path) -> None:
     recipes = [f"drop-{part}@{layer}" for part in ("mlp", "attention", "block") for layer in range(4)]
     study = {"model": "checkpoint", "recipes": recipes, "compare": {"prompts": "prompts.txt", "chat_template": False}}
     (place / "study.yaml").write_text(json.dumps(study), encoding="utf-8")
-    process = start(place, "sweep", "study.yaml", "-o", "swept", start_new_session=True)
+    process = start(commands, place, "sweep", "study.yaml", "-o", "swept")
     workers: list[psutil.Process] = []
 
     def has_workers() -> bool:
@@ -149,6 +165,7 @@ def test_a_sweep_that_is_stopped_ends_its_workers(place: Path) -> None:
     wait_for(has_workers, process)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate()
+    stderr = without_progress(stderr)
     assert (process.returncode, stderr) == (143, "prunelens: stopped\n")
     assert not psutil.wait_procs(workers, timeout=30)[1]
     assert not (place / "swept").exists()  # no cell was made
@@ -157,17 +174,27 @@ def test_a_sweep_that_is_stopped_ends_its_workers(place: Path) -> None:
 def test_nobody_reads_on(place: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    process = start(place, "inspect", "checkpoint", "--json", stdout=writer)
+    process = start_fresh(place, "inspect", "checkpoint", "--json", stdout=writer)
     os.close(writer)
     assert process.communicate() == (None, "")
     assert process.returncode in (1, 141)
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_standard_streams_may_be_closed(place: Path, closed: str) -> None:
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_a_standard_stream_may_be_closed(commands: Forker, place: Path, stream: str) -> None:
+    """The interpreter leaves None in the place of a stream whose descriptor is closed at its start."""
+    number = ("stdin", "stdout", "stderr").index(stream)
+    code = f"import os, sys; os.close({number}); sys.{stream} = None; from prunelens.cli.main import main; main()"
+    process = start(commands, place, "inspect", "checkpoint", code=code)
+    stdout, stderr = process.communicate()
+    assert (process.returncode, "Traceback" in stderr) == (0, False), stderr
+    assert ("self_attn" in stdout) == (stream != "stdout")
+
+
+def test_all_standard_streams_may_be_closed(place: Path) -> None:
     command = " ".join(f"'{part}'" for part in (*PRUNELENS, "inspect", "checkpoint"))
     environment = os.environ | {"PYTHONPATH": SOURCE}
-    shell = ["bash", "-c", f"{command} {closed}"]
+    shell = ["bash", "-c", f"{command} <&- >&- 2>&-"]
     done = subprocess.run(shell, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
@@ -175,8 +202,9 @@ def test_standard_streams_may_be_closed(place: Path, closed: str) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
 def test_a_full_disk_behind_stdout_is_told(place: Path) -> None:
     with open("/dev/full", "w") as full:
-        process = start(place, "inspect", "checkpoint", "--json", stdout=full)
+        process = start_fresh(place, "inspect", "checkpoint", "--json", stdout=full)
         _, stderr = process.communicate()
+        stderr = without_progress(stderr)
     assert process.returncode == 2
     assert stderr.startswith("prunelens: ")
     assert "No space left" in stderr
@@ -186,13 +214,14 @@ def test_a_full_disk_behind_stdout_is_told(place: Path) -> None:
 # --- two writers, and what a killed one leaves -------------------------------------------------------------------
 
 
-def test_a_second_writer_is_told_who_is_at_work_and_a_dead_one_is_no_hindrance(place: Path) -> None:
-    process = long_compare(place)
+def test_a_second_writer_is_told_who_is_at_work_and_a_dead_one_is_no_hindrance(commands: Forker, place: Path) -> None:
+    process = start(commands, place, *LONG_COMPARE)
     lock = place / "deep" / ".run.lock"
     wait_for(lambda: lock.exists() and lock.read_text(), process)
     for command in ("compare", "evaluate"):
-        second = start(place, command, "checkpoint", "drop-mlp:1", "-o", "deep/run")
+        second = start(commands, place, command, "checkpoint", "drop-mlp:1", "-o", "deep/run")
         stdout, stderr = second.communicate()
+        stderr = without_progress(stderr)
         assert (second.returncode, stdout) == (2, "")
         assert f"deep/run is being written by process {process.pid} on " in stderr
         assert stderr.count("\n") == 1
@@ -203,15 +232,16 @@ def test_a_second_writer_is_told_who_is_at_work_and_a_dead_one_is_no_hindrance(p
     assert list((place / "deep").iterdir()) == []
 
 
-def test_a_second_sweep_touches_nothing_of_the_first(place: Path) -> None:
+def test_a_second_sweep_touches_nothing_of_the_first(commands: Forker, place: Path) -> None:
     study = {"model": "checkpoint", "recipes": ["drop-mlp@1"], "compare": {"num_prompts": 2}}
     (place / "study.yaml").write_text(json.dumps(study), encoding="utf-8")
     living = place / "swept" / "cells" / ".0123456789abcdef.00000000.aaaaaaaa"
     living.mkdir(parents=True)
     (place / "swept" / "study.json").write_text("{}")
     with locked(place / "swept" / ".lock", "the first"):
-        process = start(place, "sweep", "study.yaml", "-o", "swept")
+        process = start(commands, place, "sweep", "study.yaml", "-o", "swept")
         _, stderr = process.communicate()
+        stderr = without_progress(stderr)
     assert process.returncode == 2
     assert f"swept is being written by process {os.getpid()} on " in stderr
     assert living.is_dir()
@@ -347,10 +377,11 @@ def test_an_address_without_ray_is_refused(
 
 
 @pytest.mark.parametrize("change", [{"model": "nowhere"}, {"recipes": ["drop-block:9"]}])
-def test_a_refused_sweep_leaves_nothing(place: Path, change: dict[str, Any]) -> None:
+def test_a_refused_sweep_leaves_nothing(commands: Forker, place: Path, change: dict[str, Any]) -> None:
     (place / "study.yaml").write_text(json.dumps(STUDY | change), encoding="utf-8")
-    process = start(place, "sweep", "study.yaml", "-o", "deep/swept")
+    process = start(commands, place, "sweep", "study.yaml", "-o", "deep/swept")
     _, stderr = process.communicate()
+    stderr = without_progress(stderr)
     if "recipes" in change:  # a cell that failed is a result
         assert process.returncode == 0
         return
@@ -611,13 +642,17 @@ def test_other_faults_are_not_memory(error: Exception | None) -> None:
 
 @pytest.mark.parametrize("size", [10**9, 10**15])
 @pytest.mark.parametrize("argv", [("benchmark", "--context", "48"), ("compare",), ("evaluate",)])
-def test_a_batch_of_a_billion_ends_in_one_sentence_or_well(place: Path, argv: tuple[str, ...], size: int) -> None:
+def test_a_batch_of_a_billion_ends_in_one_sentence_or_well(
+    commands: Forker, place: Path, argv: tuple[str, ...], size: int
+) -> None:
     (place / "prompts.txt").write_text(words(3, 4, 5) + "\n")
     options = {"compare": ["--prompts", "prompts.txt", "--no-chat-template", "--max-new-tokens", "3"]}.get(argv[0], [])
     if argv[0] == "evaluate":
         options = ["--tasks", "core_retrieval", "--limit", "1"]
-    process = start(place, argv[0], "checkpoint", "drop-mlp@1", *argv[1:], *options, "--batch-size", str(size))
+    options += ["--batch-size", str(size)]
+    process = start(commands, place, argv[0], "checkpoint", "drop-mlp@1", *argv[1:], *options)
     _, stderr = process.communicate()
+    stderr = without_progress(stderr)
     assert "Traceback" not in stderr
     if argv[0] == "benchmark":
         assert (process.returncode, stderr.count("\n")) == (2, 1), stderr
@@ -635,30 +670,38 @@ def limited(megabytes: int) -> Callable[[], None]:
 @pytest.mark.parametrize("argv", [("inspect", "checkpoint", "--json"), ("compare", "checkpoint", "drop-mlp:1")])
 def test_no_memory_to_load_libraries_is_one_sentence(place: Path, argv: tuple[str, ...]) -> None:
     before = sorted(place.rglob("*"))
-    process = start(place, *argv, preexec_fn=limited(150))
+    process = start_fresh(place, *argv, preexec_fn=limited(150))
     stdout, stderr = process.communicate()
-    assert (process.returncode, stdout, stderr.count("\n")) == (2, "", 1), stderr
+    stderr = without_progress(stderr)
+    assert (process.returncode, stdout, without_progress(stderr).count("\n")) == (2, "", 1), stderr
     assert stderr.startswith("prunelens: out of memory (")
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 320 MiB."""
+    folder = tmp_path_factory.mktemp("large") / "large"
+    config = LlamaConfig(**COMMON | {"vocab_size": 320_000, "hidden_size": 128, "tie_word_embeddings": False})
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
 @pytest.mark.parametrize(
     "argv", [("inspect", "--json"), ("compare", "drop-mlp:1"), ("prune", "drop-mlp:1", "-o", "new")]
 )
-def test_no_memory_in_the_middle_is_one_sentence(place: Path, argv: tuple[str, ...]) -> None:
-    """A checkpoint of 320 MiB under a limit that lets all libraries load."""
-    config = LlamaConfig(**COMMON | {"vocab_size": 320_000, "hidden_size": 128, "tie_word_embeddings": False})
-    LlamaForCausalLM(config).save_pretrained(place / "large")
-    tiny_tokenizer().save_pretrained(place / "large")
+def test_no_memory_in_the_middle_is_one_sentence(
+    commands: Forker, place: Path, large: Path, argv: tuple[str, ...]
+) -> None:
+    """Under a limit that lets all libraries load."""
     before = {path.name for path in place.iterdir()}
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (used() + 2**28,) * 2)"
-    libraries = "import torch, transformers, prunelens.api, prunelens.report.terminal.compare"
     used = "used = lambda: int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()"
-    code = f"{libraries}; import resource; {used}; {limit}; from prunelens.cli.main import main; main()"
-    environment = os.environ | {"PRUNELENS_CACHE": str(place / "cache"), "PYTHONPATH": SOURCE}
-    command = [sys.executable, "-c", code, argv[0], "large", *argv[1:]]
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-    assert any(words in done.stderr for words in ("out of memory", "does not fit into cpu")), done.stderr
+    code = f"import resource; {used}; {limit}; from prunelens.cli.main import main; main()"
+    process = start(commands, place, argv[0], str(large), *argv[1:], code=code)
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout, without_progress(stderr).count("\n")) == (2, "", 1), stderr
+    assert any(words in stderr for words in ("out of memory", "does not fit into cpu")), stderr
     assert {path.name for path in place.iterdir()} - {"cache"} == before

@@ -32,6 +32,8 @@ from prunelens.tracing.layers import trace_layers
 
 RECIPE = "drop-attention@25,26"
 STEPS = 6
+LENGTH = 12
+"""New tokens of the texts on all core prompts."""
 EXACT = "same_top1 rank_of_dense_top1 topk_overlap step position token_id p_token q_token".split()
 
 
@@ -92,7 +94,7 @@ def test_float32_is_close_to_the_oracle(
 @pytest.fixture(scope="module")
 def run(smollm2: Model) -> Comparison:
     """All core prompts, short texts."""
-    return compare(smollm2, RECIPE, max_new_tokens=24)
+    return compare(smollm2, RECIPE, max_new_tokens=LENGTH)
 
 
 def test_coupling_lands_inside_the_forecast(run: Comparison) -> None:
@@ -110,7 +112,7 @@ def test_no_coupling_exceeds_the_bound(run: Comparison) -> None:
     products = []
     for prompt in run.tables["prompts"]["prompt_id"].to_pylist():
         accepted = np.array([row["acceptance"] for row in steps if row["prompt_id"] == prompt])
-        products.append(np.pad(np.cumprod(accepted), (0, 24 - len(accepted)), mode="edge"))
+        products.append(np.pad(np.cumprod(accepted), (0, LENGTH - len(accepted)), mode="edge"))
     bound = np.array(run.tables["survival"]["survival_bound"].to_pylist())
     assert (np.mean(products, axis=0) <= bound + 1e-12).all()
 
@@ -127,8 +129,8 @@ def test_free_greedy_agreement_equals_the_forecast_on_every_prompt(run: Comparis
     checked = 0
     for prompt in run.tables["prompts"]["prompt_id"].to_pylist():
         same = [row["same_top1"] for row in steps if row["prompt_id"] == prompt and row["trace"] == "greedy"]
-        predicted = agreed_length(same, 24)
-        found = common_prefix(texts["dense", prompt], texts[RECIPE, prompt], 24)
+        predicted = agreed_length(same, LENGTH)
+        found = common_prefix(texts["dense", prompt], texts[RECIPE, prompt], LENGTH)
         if prompt not in ties:
             assert predicted == found, prompt
             checked += 1

@@ -9,6 +9,7 @@ from prunelens.files import check_apart
 from prunelens.models.describe import describe_anatomy
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import load
+from prunelens.progress import Reporter, silent
 from prunelens.pruning.recipe import Recipe
 from prunelens.reading import checked_path
 from prunelens.results import Advice, Comparison, Evaluation, Sweep
@@ -17,7 +18,6 @@ from prunelens.study.benchmark.benchmark import run_benchmark
 from prunelens.study.benchmark.record import Speed, SpeedSettings
 from prunelens.study.candidates import Compressible, parse_candidates
 from prunelens.study.compare.compare import check_inputs, read_texts, run_compare
-from prunelens.study.compare.settings import Reporter, silent
 from prunelens.study.evaluate.evaluate import TasksGiven, check_evaluation, run_evaluate
 from prunelens.study.evaluate.verdict import Thresholds
 from prunelens.study.prune.prune import PruneResult, check_request, run_prune

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import logging as transformers_logging
 
 from conftest import tiny_network, tiny_tokenizer
 from prunelens.api import prune
 from prunelens.errors import PrunelensError
+from prunelens.models.opening import builtin
+from prunelens.models.opening.companions import save_weights
 from prunelens.models.opening.loading import load, wrap
 from prunelens.models.saving.export import export
 from prunelens.models.surgery.drop import NOTHING, Drop
@@ -171,3 +174,15 @@ def test_a_source_that_is_gone_is_named_and_nothing_is_left(checkpoint: Path, tm
     with pytest.raises(PrunelensError, match="still there"):
         export(model, tmp_path / "pruned", NOTHING)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_a_checkpoint_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Libraries show a bar of their own, and only at the first use: the built-in model is converted then."""
+    transformers_logging.enable_progress_bar()
+    save_weights(tiny_network("llama"), tmp_path / "weights")
+    network, tokenizer = tiny_network("llama"), tiny_tokenizer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prunelens.models.opening.gguf.read_gguf", lambda path: (network, tokenizer))
+        builtin._fill(tmp_path / "model.gguf", tmp_path / "built-in")
+    assert (tmp_path / "built-in" / "model.safetensors").is_file()
+    assert capfd.readouterr() == ("", "")

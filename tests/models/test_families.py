@@ -44,12 +44,14 @@ def test_the_page_lists_every_family() -> None:
     assert set(LISTED.values()) == {"opens", "refused", "not built"}
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("family", [family for family, word in LISTED.items() if word == "opens"])
 def test_an_opened_family_has_right_numbers(family: str) -> None:
     with quiet():
         check(wrap(build(family)))
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("family", [family for family, word in LISTED.items() if word == "refused"])
 def test_a_refused_family_is_refused_in_a_sentence(family: str) -> None:
     sentence = r"\(family .*\): expected .*, found|could not be used as a causal language model: "
@@ -57,6 +59,7 @@ def test_a_refused_family_is_refused_in_a_sentence(family: str) -> None:
         wrap(build(family))
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("family", [family for family, word in LISTED.items() if word == "not built"])
 def test_a_family_that_is_not_built_here_ends_in_no_traceback_elsewhere(family: str) -> None:
     with quiet():

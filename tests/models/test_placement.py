@@ -109,18 +109,21 @@ WAYS = [split, on_disk, sharded_on_disk, in_main_memory, users_disk, users_map]
 Opener = Callable[[str, Path], Model]
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=WAYS, ids=lambda way: way.__name__)
-def pair(request: pytest.FixtureRequest, family: str, tmp_path: Path) -> tuple[Model, Model]:
-    """A model in memory and the same one offloaded."""
-    folder = tmp_path / "model"
-    away = request.param(family, folder)
-    assert any(weight.is_meta for weight in away.network.parameters())
-    return load(folder, device="cpu") if (folder / "config.json").is_file() else wrap(network_of(family)), away
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: way.__name__)
+def pair(request: pytest.FixtureRequest, family: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
+    """A model in memory and the same one offloaded; every test leaves both as they were."""
+    place = tmp_path_factory.mktemp("pair")
+    folder = place / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNELENS_CACHE", str(place / "cache"))
+        away = request.param(family, folder)
+        assert any(weight.is_meta for weight in away.network.parameters())
+        return load(folder, device="cpu") if (folder / "config.json").is_file() else wrap(network_of(family)), away
 
 
 def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:

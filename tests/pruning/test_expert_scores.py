@@ -81,6 +81,7 @@ def test_scores_are_reaps(family: str) -> None:
 
 def test_an_expert_that_saw_nothing_has_count_and_score_0() -> None:
     found = score_experts(tiny_model("mixtral"), [[5]])
+    assert len(found) == 4
     for one in found.values():
         assert sorted(one.counts.tolist()) == [0, 0, 1, 1]
         assert (one.scores[one.counts == 0] == 0).all()

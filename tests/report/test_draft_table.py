@@ -10,7 +10,7 @@ from conftest import tiny_model, words
 from prunelens.api import compare
 from prunelens.report.pages.compare import render_page
 from prunelens.report.pages.draft import draft_how, draft_rows
-from prunelens.report.terminal.compare import ROWS
+from prunelens.report.terminal.compare_full import ROWS
 from prunelens.study.store import Run
 from prunelens.tasks.prompts import PromptText
 

@@ -13,7 +13,8 @@ from conftest import text_model
 from prunelens.api import evaluate
 from prunelens.report.pages.evaluate import render_evaluation, render_evaluation_summary
 from prunelens.report.pages.rerender import render_again
-from prunelens.report.terminal.evaluate import amount, chance_words, print_evaluation, remark
+from prunelens.report.task_words import amount, chance_words, remark
+from prunelens.report.terminal.evaluate import print_evaluation
 from prunelens.report.terminal.screen import console
 from prunelens.results import Evaluation
 from prunelens.study.store import Run
@@ -37,7 +38,7 @@ def printed(info: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
     screen = console()
     monkeypatch.setattr(terminal, "console", lambda: screen)
     with screen.capture() as captured:
-        print_evaluation(info)
+        print_evaluation(info, full=True)
     return captured.get()
 
 

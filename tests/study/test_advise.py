@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prunelens.study.advise.advise as advise_module
-import prunelens.study.advise.answers as ledger_module
+import prunelens.study.advise.answers as answers_module
 import prunelens.study.advise.search as search_module
+import prunelens.study.advise.validate as validate_module
 from conftest import COMMON, text_model, tiny_model
 from oracle import zeroed
 from prunelens.api import advise
@@ -26,6 +27,7 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import NOTHING, Drop
 from prunelens.models.surgery.variant import Variant
+from prunelens.progress import silent
 from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.report.pages.advise import render_advice
@@ -35,7 +37,6 @@ from prunelens.study.advise.answers import AnswerCache, OutOfTimeError
 from prunelens.study.advise.goal import Goal, Trial, coarse, loss_of, strongest
 from prunelens.study.advise.held_out import NUM_RANDOM, compared, cosine_drop, kl_by_prompt, mean_kl, random_drops
 from prunelens.study.advise.search import PATIENCE, SPARSITIES, Search, recipe_of, repair_of
-from prunelens.study.compare.settings import silent
 from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
 from prunelens.study.store import Run
 from prunelens.tasks.prompts import prompts
@@ -62,7 +63,7 @@ def dense() -> Model:
     return text_model()
 
 
-# --------------------------------------------------------------------------- the ledger
+# --------------------------------------------------------------------------- the cache of answers
 
 
 class Clock:
@@ -78,7 +79,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(ledger_module, "time", SimpleNamespace(monotonic=found.monotonic))
+    monkeypatch.setattr(answers_module, "time", SimpleNamespace(monotonic=found.monotonic))
     return found
 
 
@@ -98,35 +99,35 @@ def refuse() -> Any:
 
 
 def test_a_question_is_asked_once_and_its_answer_survives(tmp_path: Path) -> None:
-    answers, answers = AnswerCache(tmp_path / "answers"), Answers({"a": (1, 2.5), "ü": None})
-    first = answers.ask({"ask": "this", "of": ["x", 1]}, answers)
+    cache, answers = AnswerCache(tmp_path / "answers"), Answers({"a": (1, 2.5), "ü": None})
+    first = cache.ask({"ask": "this", "of": ["x", 1]}, answers)
     assert first == {"a": [1, 2.5], "ü": None}  # as it is read back
-    assert answers.ask({"of": ["x", 1], "ask": "this"}, refuse) == first
+    assert cache.ask({"of": ["x", 1], "ask": "this"}, refuse) == first
     assert AnswerCache(tmp_path / "answers").ask({"ask": "this", "of": ("x", 1)}, refuse) == first
-    assert (answers.count, answers.asked) == (1, 1)
-    assert answers.ask({"ask": "this", "of": ["x", 2]}, Answers(False)) is False
-    assert answers.ask({"ask": "this", "of": ["x", 2]}, refuse) is False
-    assert answers.asked == 2
+    assert (answers.count, cache.asked) == (1, 1)
+    assert cache.ask({"ask": "this", "of": ["x", 2]}, Answers(False)) is False
+    assert cache.ask({"ask": "this", "of": ["x", 2]}, refuse) is False
+    assert cache.asked == 2
     assert len(list((tmp_path / "answers").iterdir())) == 2
 
 
 def test_only_new_questions_need_time(tmp_path: Path, clock: Clock) -> None:
-    answers = AnswerCache(tmp_path, seconds=10.0)
+    cache = AnswerCache(tmp_path, seconds=10.0)
     clock.now += 10
-    assert answers.spent == 10
-    assert answers.ask({"place": 0}, Answers(7)) == 7  # the last moment
+    assert cache.spent == 10
+    assert cache.ask({"place": 0}, Answers(7)) == 7  # the last moment
     clock.now += 0.5
-    assert answers.ask({"place": 0}, refuse) == 7
+    assert cache.ask({"place": 0}, refuse) == 7
     with pytest.raises(OutOfTimeError):
-        answers.ask({"place": 1}, refuse)
-    answers.allow(11.0)
-    assert answers.ask({"place": 1}, Answers(8)) == 8
-    answers.allow(0.0)
+        cache.ask({"place": 1}, refuse)
+    cache.allow(11.0)
+    assert cache.ask({"place": 1}, Answers(8)) == 8
+    cache.allow(0.0)
     with pytest.raises(OutOfTimeError):
-        answers.ask({"place": 2}, refuse)
-    answers.allow(None)
-    assert answers.ask({"place": 2}, Answers(9)) == 9
-    assert answers.asked == 3
+        cache.ask({"place": 2}, refuse)
+    cache.allow(None)
+    assert cache.ask({"place": 2}, Answers(9)) == 9
+    assert cache.asked == 3
 
 
 @pytest.mark.parametrize("content", [b"", b'{"question": {"ask', b"[]", b"null", b"7", b"{}", b"\xff\xfe", b'"answer"'])
@@ -134,17 +135,17 @@ def test_a_damaged_answer_is_asked_anew(tmp_path: Path, content: bytes) -> None:
     AnswerCache(tmp_path).ask({"place": 0}, Answers([1]))
     (path,) = tmp_path.iterdir()
     path.write_bytes(content)
-    answers, answers = AnswerCache(tmp_path), Answers([2])
-    assert answers.ask({"place": 0}, answers) == [2]
-    assert answers.ask({"place": 0}, refuse) == [2]
-    assert (answers.count, answers.asked) == (1, 1)
+    cache, answers = AnswerCache(tmp_path), Answers([2])
+    assert cache.ask({"place": 0}, answers) == [2]
+    assert cache.ask({"place": 0}, refuse) == [2]
+    assert (answers.count, cache.asked) == (1, 1)
 
 
 def test_a_failed_answer_leaves_nothing(tmp_path: Path) -> None:
-    answers = AnswerCache(tmp_path / "answers")
+    cache = AnswerCache(tmp_path / "answers")
     with pytest.raises(AssertionError):
-        answers.ask({"place": 0}, refuse)
-    assert answers.asked == 0
+        cache.ask({"place": 0}, refuse)
+    assert cache.asked == 0
     assert not (tmp_path / "answers").exists()
 
 
@@ -766,7 +767,7 @@ def test_items_at_chance_after_the_search_are_a_note(
             raise PrunelensError("the dense model is at chance")
         return whole(aim, left, right)
 
-    monkeypatch.setattr(advise_module, "loss_of", at_chance)
+    monkeypatch.setattr(validate_module, "loss_of", at_chance)
     found = advise(dense, USE, folder, **ASKED)
     assert found.recipe == undisturbed[0].recipe
     assert found.info["held_out_use"] == []

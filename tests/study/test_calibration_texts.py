@@ -17,10 +17,10 @@ from prunelens.cache import cache_dir
 from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
+from prunelens.progress import silent
 from prunelens.pruning.recipe import Recipe, parse_recipe
 from prunelens.study import calibration_texts as module
 from prunelens.study.calibration_texts import REPAIR_PROMPTS, REPAIR_SEEDS, calibrate, own_texts, repair_texts, unseen
-from prunelens.study.compare.settings import silent
 from prunelens.tasks.prompts import prompts
 
 TASKS = Path(str(resources.files("prunelens.tasks")))

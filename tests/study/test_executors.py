@@ -29,7 +29,7 @@ PATIENCE = 60.0
 def _findable() -> Iterator[None]:
     """Ray's workers find this module."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         yield
 
 
@@ -94,6 +94,13 @@ def meet(folder: Path, job: int) -> None:
     note(folder, "gpu", os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
     note_job(folder, job)
     wait_until(lambda: len(noted(folder, "worker")) == 2)
+
+
+def note_usage(folder: Path, job: int) -> None:
+    """Whether the worker's Ray would report that it is used."""
+    from ray._common.usage.usage_lib import usage_stats_enabled
+
+    note(folder, "usage", str(usage_stats_enabled()))
 
 
 def fail_at_times(folder: Path, job: int) -> None:
@@ -189,8 +196,19 @@ def test_ray_starts_here_and_ends_again(tmp_path: Path) -> None:
     assert not ray.is_initialized()
     assert only_error(list(run_ray([1, 2], tmp_path, note_setup, note_job))) == {1: None, 2: None}
     assert not ray.is_initialized()
-    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert noted(tmp_path, "job") == ["1", "2"]
+
+
+def test_ray_reports_to_nobody_that_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither here nor in its workers; left to itself it would."""
+    from ray._common.usage.usage_lib import usage_stats_enabled
+
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    monkeypatch.setattr("ray._common.usage.usage_lib._usage_stats_config_path", lambda: str(tmp_path / "none.json"))
+    assert usage_stats_enabled()
+    assert only_error(list(run_ray([1], tmp_path, note_setup, note_usage))) == {1: None}
+    assert not usage_stats_enabled()
+    assert noted(tmp_path, "usage") == ["False"]
 
 
 def test_every_job_runs_once_and_setup_once(run: Run, tmp_path: Path) -> None:

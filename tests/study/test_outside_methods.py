@@ -16,6 +16,7 @@ from conftest import text_model, text_network, text_tokenizer
 from prunelens.api import compare, sweep
 from prunelens.errors import PrunelensError
 from prunelens.models.opening.loading import load
+from prunelens.progress import silent
 from prunelens.pruning import methods
 from prunelens.pruning.apply import apply
 from prunelens.pruning.calibration import read_calibration
@@ -29,7 +30,6 @@ from prunelens.study.advise.answers import AnswerCache
 from prunelens.study.advise.goal import Goal, Trial
 from prunelens.study.advise.outside import methods_tried, rank, try_rankings
 from prunelens.study.advise.search import Search
-from prunelens.study.compare.settings import silent
 from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
 from prunelens.study.sweep.study_file import cells_of, parse_study
 from prunelens.study.sweep.tables import is_mask

@@ -54,7 +54,7 @@ def _server() -> Iterator[None]:
     forkserver._forkserver._stop()
     here = Path(__file__).parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here, here.parent))))
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here, here.parent))), prepend=os.pathsep)
         CONTEXT.set_forkserver_preload(["prunelens.study.sweep.sweep", __name__])
         forkserver.ensure_running()
     yield

@@ -14,8 +14,8 @@ from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import load, wrap
 from prunelens.models.texts import added_ending, text_ids, texts_ids
+from prunelens.progress import silent
 from prunelens.study.calibration_texts import own_texts, repair_texts
-from prunelens.study.compare.settings import silent
 from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
 from prunelens.tasks.chats import lost_messages
 from prunelens.tasks.encoding import encode, encode_each, prompt_notes

@@ -22,7 +22,7 @@ from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import Drop, dropped
-from prunelens.study.compare.settings import silent
+from prunelens.progress import silent
 from prunelens.tasks.harness import Harness
 from prunelens.tasks.harness_metrics import HarnessTask, score_items
 from prunelens.tasks.suite import CORE_HARNESS, Metric, MetricScores, in_subset, suite_folder

@@ -18,8 +18,8 @@ from prunelens.api import evaluate
 from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
+from prunelens.progress import silent
 from prunelens.results import Evaluation
-from prunelens.study.compare.settings import silent
 from prunelens.study.evaluate.measure import TaskSettings, open_harness
 from prunelens.study.evaluate.scores import score_rows
 from prunelens.tasks import suite

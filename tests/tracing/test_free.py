@@ -32,6 +32,7 @@ def test_greedy_equals_growing_prefixes(family: str, dtype: torch.dtype) -> None
 def test_states_are_those_that_enter_the_head() -> None:
     model = tiny_model("llama", torch.float64)
     (found,) = write(model, [PROMPTS[1]], [Greedy()], 6, batch_size=1)
+    assert found.token_ids
     for step, token in enumerate(found.token_ids):
         prefix = torch.tensor([PROMPTS[1] + found.token_ids[:step]])
         logits = model.network(prefix).logits[0, -1]

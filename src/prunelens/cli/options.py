@@ -1,23 +1,88 @@
-"""What several commands share: options, and how they print."""
+"""What several commands share: options in groups, how help shows them, and how commands print."""
 
 import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from prunelens.errors import printable
 
-Dtype = Annotated[str | None, typer.Option(help="float64, float32, float16 or bfloat16; default float32 on a CPU.")]
+if TYPE_CHECKING:
+    from prunelens.models.model import Model
+    from prunelens.progress import Reporter
+
+TEXTS, INSIDE, HARDWARE, OUTPUT = "Texts", "Inside the model", "Hardware", "Output"
+GROUPS = ("Arguments", "Options", TEXTS, INSIDE, HARDWARE, OUTPUT)
+"""Sections of a command's help, in this order."""
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose help lists its options in groups, each option and its help on one line."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then the options group by group; of a switch the name that changes anything."""
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            name, said = record
+            if parameter.param_type_name == "argument":
+                groups["Arguments"].append((name.partition(" <")[0], said.removesuffix("[required]").rstrip()))
+                continue
+            if parameter.secondary_opts:
+                name = parameter.secondary_opts[0] if parameter.default else parameter.opts[0]
+            place = OUTPUT if "--help" in parameter.opts else getattr(parameter, "rich_help_panel", None)
+            groups[place or "Options"].append((name, said))
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+Dense = Annotated[
+    str, typer.Argument(metavar="DENSE", help="The dense model: a folder, a .gguf file, a hub id, or smollm2.")
+]
+Compressed = Annotated[
+    list[str],
+    typer.Argument(metavar="COMPRESSED...", help="Recipes (drop-attention:8), recipe files (.yaml) or models."),
+]
+CalibrationTexts = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Calibration texts: text, JSONL or .npy of ids; default the model's own.",
+                 rich_help_panel=TEXTS),
+]  # fmt: skip
+BatchSize = Annotated[int, typer.Option(metavar="N", help="Texts run together.", rich_help_panel=HARDWARE)]
+LongTokens = Annotated[
+    int, typer.Option(metavar="N", help="Tokens after which texts of core_long are cut.", rich_help_panel=TEXTS)
+]
+ExpertSeed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of experts that are dropped at random.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="float64, float32, float16 or bfloat16; default float32 on a CPU.",
+                 rich_help_panel=HARDWARE),
+]  # fmt: skip
 Device = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda, cuda:1, …, or auto: all GPUs, memory and disk; default the first GPU, else the CPU."),
-]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that a checkpoint brings along.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else on stdout.")]
-Out = Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the result; default runs/DATE-MODEL.")]
+    typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, or auto (GPUs, memory, disk); default a GPU if any.",
+                 rich_help_panel=HARDWARE),
+]  # fmt: skip
+Trust = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that comes with a checkpoint.",
+                 rich_help_panel=HARDWARE),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, nothing else.", rich_help_panel=OUTPUT)]
+Full = Annotated[bool, typer.Option("--full", help="Print every number, not one screen.", rich_help_panel=OUTPUT)]
+Out = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the result; default runs/DATE-MODEL.",
+                 rich_help_panel=OUTPUT),
+]  # fmt: skip
 
 
 def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
@@ -29,7 +94,7 @@ def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
 
 Plugin = Annotated[
     list[Path] | None,
-    typer.Option("--plugin", callback=_load_plugins, help="A .py file with masks or rankings of your own."),
+    typer.Option("--plugin", metavar="FILE", callback=_load_plugins, help="Masks or rankings of your own, in Python."),
 ]
 """Loaded while the command line is parsed, so that recipes know the names."""
 
@@ -43,6 +108,16 @@ def slug(name: str) -> str:
     plain = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in Path(name).name)
     short = plain.encode("utf-8", "replace")[:MOST_OF_A_NAME].decode("utf-8", "ignore")
     return short.strip(".") or "model"
+
+
+def opened(name: str, dtype: str | None, device: str | None, trust_remote_code: bool, reporter: "Reporter") -> "Model":
+    """Open a model, and say so while it takes long."""
+    advance = reporter(f"opening {name}", 1)
+    from prunelens.models.opening.loading import load
+
+    model = load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    advance(1)
+    return model
 
 
 def say(text: str) -> None:

@@ -5,10 +5,11 @@ from prunelens.models.model import Model
 from prunelens.models.sizes import is_quantized
 from prunelens.models.surgery.repairs import installed_repairs
 from prunelens.models.surgery.shared_copy import shared_copy_of
+from prunelens.progress import Reporter, silent
 from prunelens.pruning.checks import check_left, check_parts
 from prunelens.pruning.importance import Ranking
 from prunelens.pruning.matrices import find_weights
-from prunelens.pruning.pruned import NO_TEXTS, Calibration, Pruned, Reporter, StepInputs
+from prunelens.pruning.pruned import NO_TEXTS, Calibration, Pruned, StepInputs
 from prunelens.pruning.recipe import Recipe
 
 
@@ -17,7 +18,7 @@ def apply(
     model: Model,
     calibration: Calibration = NO_TEXTS,
     ranking: Ranking | None = None,
-    reporter: Reporter = lambda stage, total: lambda done: None,
+    reporter: Reporter = silent,
     seed: int = 0,
 ) -> Pruned:
     """Make a model smaller; the given model stays as it is.

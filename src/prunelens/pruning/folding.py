@@ -16,9 +16,10 @@ from prunelens.models.model import Model
 from prunelens.models.saving.zeroing import added, silencing_weights
 from prunelens.models.surgery.drop import Drop, remove
 from prunelens.models.surgery.shared_copy import named_owners, set_weight, shared_copy_of
+from prunelens.progress import Advance, unreported
 from prunelens.pruning.least_squares import choose_strength, solve
 from prunelens.pruning.matrices import find_weights
-from prunelens.pruning.repair import BATCH_TOKENS, Advance, Fitted, Gap, Passes, Prefix, Walk, explained
+from prunelens.pruning.repair import BATCH_TOKENS, Fitted, Gap, Passes, Prefix, Walk, explained
 
 Place = tuple[Block, Sublayer]
 
@@ -83,7 +84,7 @@ def fold_repairs(
     weighted: bool = False,
     prefix: Prefix | None = None,
     batch_tokens: int = BATCH_TOKENS,
-    advance: Advance = lambda tokens: None,
+    advance: Advance = unreported,
 ) -> list[Fitted]:
     """Fit a map for every cut, in order, and multiply the output projection before it by the map.
 

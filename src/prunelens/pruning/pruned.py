@@ -1,6 +1,6 @@
 """A model as a recipe has made it so far, and what its steps are given to work with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from prunelens.models.surgery.experts import num_dropped_parameters
 from prunelens.models.surgery.repairs import Repair
 from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.models.surgery.variant import Variant
+from prunelens.progress import Reporter
 from prunelens.pruning.head_metric import head_metric
 from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.pruning.matrices import zero_share
@@ -22,8 +23,6 @@ from prunelens.pruning.repair import Fitted, Prefix
 from prunelens.pruning.sequential import Masked
 from prunelens.pruning.values import Format
 
-Advance = Callable[[int], None]
-Reporter = Callable[[str, int], Advance]
 Texts = Sequence[Sequence[int]]
 
 

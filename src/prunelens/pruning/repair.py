@@ -20,6 +20,7 @@ from prunelens.models.surgery.drop import Drop, remove
 from prunelens.models.surgery.repairs import Repair
 from prunelens.models.surgery.run_span import run_span
 from prunelens.models.surgery.shared_copy import shared_copy_of
+from prunelens.progress import Advance, unreported
 from prunelens.pruning.least_squares import Affine, Moments, choose_strength, limit_rank, solve, squared_error
 from prunelens.pruning.values import RepairForm
 
@@ -28,8 +29,6 @@ EVERY = 5
 """One calibration text of so many is held out while the strength of the ridge is chosen."""
 
 NORM_EPSILON = 1e-6
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def fit_repairs(
     metric: Tensor | None = None,
     prefix: Prefix | None = None,
     batch_tokens: int = BATCH_TOKENS,
-    advance: Advance = lambda tokens: None,
+    advance: Advance = unreported,
 ) -> tuple[list[Repair], list[Fitted]]:
     """Fit a bias or a map for every part that is out, in order, so that each reads the repaired ones before it.
 

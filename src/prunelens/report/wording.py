@@ -43,6 +43,13 @@ def percent(value: float | None) -> str:
     return f"{100 * value:.1f} %".replace("-", "−")
 
 
+def in_words(seconds: float) -> str:
+    """A span as people say it: 8 s, 3 min, 2.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def count(value: float) -> str:
     """A count or a median of counts: 8, 1.5."""
     return f"{value:g}"

@@ -14,10 +14,11 @@ from prunelens.cache import cache_dir, write_whole
 from prunelens.documents import read_json
 from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
+from prunelens.progress import Reporter
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import Recipe
-from prunelens.study.compare.settings import Reporter, Settings
+from prunelens.study.compare.settings import Settings
 from prunelens.tasks.encoding import encode, encode_each
 from prunelens.tasks.prompts import Prompt, prompts
 from prunelens.tracing.generate import Greedy, Rule, Sampled, uniforms, write

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from io import StringIO
@@ -12,12 +12,11 @@ from unittest.mock import patch
 from prunelens.errors import PrunelensError, nearest
 from prunelens.models.model import Model
 from prunelens.models.opening.quiet import quiet
+from prunelens.progress import Reporter
 from prunelens.tasks.decoding import own_settings
 from prunelens.tasks.harness_metrics import HarnessTask, declared, described, score_items
+from prunelens.tasks.names import refuse_code
 from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, MetricScores, in_subset, suite_folder
-
-Advance = Callable[[int], None]
-Reporter = Callable[[str, int], Advance]
 
 
 class Harness:
@@ -69,10 +68,7 @@ class Harness:
 
     def _check_code(self, name: str) -> None:
         if not self._allow_code:
-            raise PrunelensError(
-                f"the task {name} runs code that the model writes, on this machine and without a sandbox; where that "
-                "is safe (in a container), allow it with --allow-code of evaluate (allow_code=True)"
-            )
+            refuse_code(name)
 
     @contextmanager
     def _code_allowed(self) -> Iterator[None]:

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from prunelens.errors import PrunelensError, printable, shown
 from prunelens.reading import is_file
 
 MAX_NAME = 200
 """Characters; no task has a longer name."""
-_KEY = re.compile(r"""^["']?(task|group|tag|include|class)["']?[ \t]*:[ \t]*(.*)$""")
+_KEY = re.compile(r"""^["']?(task|group|tag|include|class|unsafe_code)["']?[ \t]*:[ \t]*(.*)$""")
 _ITEM = re.compile(r"^[ \t]*-[ \t]+(.+)$")
 
 
@@ -43,17 +44,47 @@ def is_beir(name: str) -> bool:
     return is_file(Path(name) / "corpus.jsonl")
 
 
-@cache
 def harness_names() -> frozenset[str]:
     """All tasks, groups and tags of lm-evaluation-harness; none where it is not installed."""
+    return frozenset(_harness_files())
+
+
+def check_no_code(names: Sequence[str]) -> None:
+    """Refuse tasks whose files say that they run code that the model writes.
+
+    Raises:
+        PrunelensError: as said.
+    """
+    for name in names:
+        if _harness_files().get(name):
+            refuse_code(name)
+
+
+def refuse_code(name: str) -> NoReturn:
+    """Refuse a task that runs code.
+
+    Raises:
+        PrunelensError: always.
+    """
+    raise PrunelensError(
+        f"the task {name} runs code that the model writes, on this machine and without a sandbox; where that "
+        "is safe (in a container), allow it with --allow-code of evaluate (allow_code=True)"
+    )
+
+
+@cache
+def _harness_files() -> dict[str, bool]:
+    """All tasks, groups and tags that files describe, and whether one of a name runs code."""
     spec = find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
-        return frozenset()
-    found: set[str] = set()
+        return {}
+    found: dict[str, bool] = {}
     for folder in spec.submodule_search_locations:
         for path in (Path(folder) / "tasks").glob("**/*.yaml"):
-            found |= _names_in(path)
-    return frozenset(found)
+            runs_code = _keys(path).get("unsafe_code") == ["true"]
+            for name in _names_in(path):
+                found[name] = found.get(name, False) or runs_code
+    return found
 
 
 def _names_in(path: Path) -> set[str]:

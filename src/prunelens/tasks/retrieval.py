@@ -1,6 +1,6 @@
 """Retrieval with a causal language model as encoder: what it finds, and whether a compressed one finds the same."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ from prunelens.models.anatomy.hooks import decoder_of, run_decoder
 from prunelens.models.batches import pad_right
 from prunelens.models.model import Model
 from prunelens.models.texts import texts_ids
+from prunelens.progress import Advance, unreported
 from prunelens.tasks.corpora import Corpus
 
-Advance = Callable[[int], None]
 POOLINGS = ("mean", "lasttoken")
 CUTOFF = 10
 """nDCG, recall and overlap look at so many of the nearest passages."""
@@ -39,7 +39,7 @@ class Retrieved:
 
 
 def embed(
-    model: Model, texts: Sequence[str], pooling: str = "mean", batch_size: int = 32, advance: Advance = lambda n: None
+    model: Model, texts: Sequence[str], pooling: str = "mean", batch_size: int = 32, advance: Advance = unreported
 ) -> Float32[np.ndarray, "N d"]:
     """One vector of length 1 for each text, from the states that enter the head.
 
@@ -67,7 +67,7 @@ def embed(
     return found
 
 
-def sentence_encoder(model: Model, pooling: str = "mean", advance: Advance = lambda n: None) -> Any:
+def sentence_encoder(model: Model, pooling: str = "mean", advance: Advance = unreported) -> Any:
     """The model, as it is in memory, as a SentenceTransformer.
 
     Raises:
@@ -126,7 +126,7 @@ def _token_ids(model: Model, texts: list[str]) -> list[list[int]]:
 
 
 def retrieve(
-    model: Model, corpus: Corpus, pooling: str = "mean", batch_size: int = 32, advance: Advance = lambda n: None
+    model: Model, corpus: Corpus, pooling: str = "mean", batch_size: int = 32, advance: Advance = unreported
 ) -> Retrieved:
     """Embed all queries and passages and score what is near; the arguments and errors are those of `embed`.
 

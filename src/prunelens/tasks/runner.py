@@ -13,8 +13,8 @@ from lm_eval.tasks import TaskManager
 
 from prunelens.models.model import Model
 from prunelens.models.texts import told_ending, without_ending
+from prunelens.progress import Advance, unreported
 
-Advance = Callable[[int], None]
 SEED = 0
 
 
@@ -24,7 +24,7 @@ class _Runner(HFLM):
     def __init__(self, model: Model, batch_size: int, started: Callable[[int], Advance]) -> None:
         self._started = started
         self._cached = model.anatomy.manner.cached
-        self._advance: Advance = lambda done: None
+        self._advance: Advance = unreported
         super().__init__(
             pretrained=model.network, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size, backend="causal"
         )

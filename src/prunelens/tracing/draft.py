@@ -6,7 +6,7 @@ slows the machine down for a while slows both.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from prunelens.models.opening.quiet import quiet
 from prunelens.models.surgery.drop import NOTHING, remove
 from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.models.surgery.variant import Variant
+from prunelens.progress import Advance, unreported
 from prunelens.tracing.draft_run import DraftedText, DraftRun, Round
 
 WARM_UP = 8
@@ -33,7 +34,7 @@ def measure_draft(
     num_drafted: int,
     temperature: float,
     seed: int,
-    advance: Callable[[int], None] = lambda tokens: None,
+    advance: Advance = unreported,
 ) -> DraftRun:
     """Continue each prompt alone and with the draft, and take the time of both.
 

@@ -17,6 +17,7 @@ from prunelens.models.anatomy.hooks import decoder_of, record_outputs, replay_fr
 from prunelens.models.batches import pad_right, plan_batches
 from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop, dropped
+from prunelens.progress import Advance, unreported
 
 BATCH_TOKENS = 2048
 
@@ -50,7 +51,7 @@ def forced_states(
     trajectories: Sequence[Trajectory],
     drops: Sequence[Drop] = (),
     batch_tokens: int = BATCH_TOKENS,
-    advance: Callable[[int], None] = lambda tokens: None,
+    advance: Advance = unreported,
 ) -> list[Float[Tensor, "T d"]]:
     """States that enter the head at every step of every trajectory, one after the other.
 

@@ -1,6 +1,6 @@
 """L4: a model continues by itself, greedily and coupled with the dense model's sampled text (S3')."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prunelens.models.model import Model
+from prunelens.progress import Advance, unreported
 from prunelens.tracing.generate import Continuation, Greedy, Rule, Sampled, softmax, uniforms, write
 
 NUM_COUPLINGS = 16
@@ -56,7 +57,7 @@ def write_dense(
     temperature: float,
     seed: int,
     batch_size: int,
-    advance: Callable[[int], None] = lambda tokens: None,
+    advance: Advance = unreported,
 ) -> tuple[list[Continuation], list[SampledText]]:
     """The dense model's greedy and sampled continuations of each prompt, decoded side by side."""
     rules: list[Rule] = []
@@ -81,7 +82,7 @@ def write_coupled(
     temperature: float,
     seed: int,
     batch_size: int,
-    advance: Callable[[int], None] = lambda tokens: None,
+    advance: Advance = unreported,
 ) -> tuple[list[Continuation], list[list[int]]]:
     """A compressed model's greedy continuations, and how many tokens each coupling with `sampled` agreed on.
 

@@ -20,6 +20,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from prunelens.models.batches import Batching, pad_left
 from prunelens.models.decoding import decode
 from prunelens.models.model import Model
+from prunelens.progress import Advance, unreported
 
 
 @runtime_checkable
@@ -102,7 +103,7 @@ def write(
     rules: Sequence[Rule],
     max_new_tokens: int,
     batch_size: int,
-    advance: Callable[[int], None] = lambda tokens: None,
+    advance: Advance = unreported,
 ) -> list[Continuation]:
     """Continue each prompt by its rule until EOS or `max_new_tokens`.
 

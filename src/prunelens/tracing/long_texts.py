@@ -1,6 +1,6 @@
 """Long texts of a model by itself: loops, missing ends, unclosed thinking, and what the dense model makes of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +12,7 @@ from prunelens.metrics.head import token_nll
 from prunelens.metrics.repetition import distinct_share, is_loop
 from prunelens.models.model import Model
 from prunelens.models.surgery.variant import Variant
+from prunelens.progress import Advance, unreported
 from prunelens.tasks.prompts import Prompt
 from prunelens.tasks.suite import CORE_LONG, Metric, MetricScores
 from prunelens.tracing.forced import Trajectory, forced_states
@@ -19,7 +20,6 @@ from prunelens.tracing.generate import Continuation, Greedy, write
 
 OPEN, CLOSE = "<think>", "</think>"
 
-Advance = Callable[[int], None]
 _long = partial(Metric, CORE_LONG, use="long-generation")
 NLL = _long("nll_dense", better="lower", decides="nll")
 LOOPS = _long("loops", better="lower", decides="loops")
@@ -54,7 +54,7 @@ def write_long(
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     batch_size: int,
-    advance: Advance = lambda tokens: None,
+    advance: Advance = unreported,
 ) -> list[LongText]:
     """Let a model answer each prompt greedily, and let the dense model read what it wrote.
 

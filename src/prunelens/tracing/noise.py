@@ -1,7 +1,7 @@
 """N1, the noise floor: the dense model against itself, where only arithmetic differs."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,14 +9,13 @@ from torch import Tensor
 
 from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
+from prunelens.progress import Advance, unreported
 from prunelens.tracing.forced import Trajectory, forced_states
 
 BATCH_SHAPE = "batch shape"
 
 
-def other_batch_states(
-    dense: Model, trajectories: Sequence[Trajectory], advance: Callable[[int], None] = lambda tokens: None
-) -> Tensor:
+def other_batch_states(dense: Model, trajectories: Sequence[Trajectory], advance: Advance = unreported) -> Tensor:
     """The dense model's states, (T, d), when each text is read alone instead of in a batch with others."""
     return forced_states(dense, trajectories, batch_tokens=1, advance=advance)[0]
 

@@ -107,7 +107,9 @@ def _in_temporary(gguf: Path, fault: OSError) -> Path:
 
 def _fill(gguf: Path, folder: Path) -> None:
     from prunelens.models.opening.gguf import read_gguf  # imports torch
+    from prunelens.models.opening.quiet import quiet
 
     model, tokenizer = read_gguf(gguf)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

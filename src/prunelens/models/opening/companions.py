@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from prunelens.errors import PrunelensError
 from prunelens.models.opening.claims import CONFIG, GENERATION
+from prunelens.models.opening.quiet import quiet
 
 SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm", ".vocab", ".py")
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
@@ -68,7 +69,8 @@ def save_weights(network: Any, folder: Path) -> None:
     try:
         if settings is not None:
             network.generation_config = GenerationConfig()  # others may be refused
-        network.save_pretrained(folder)
+        with quiet():
+            network.save_pretrained(folder)
     finally:
         if settings is not None:
             network.generation_config = settings

@@ -51,7 +51,7 @@ def accumulation_figure(run: Run, index: int) -> Figure:
     return Figure(
         title,
         "The dashed line is what one step does by itself; the shaded gap above it is what earlier differences add "
-        "once the texts have parted, and the lower panel counts the prompts whose texts have not.",
+        "once the texts have diverged, and the lower panel counts the prompts whose texts have not.",
         (Panel("", draw(traces, layout), height=460),),
         (
             f"Mean over these steps: {number(float(np.nanmean(forced)))} nats read, "

@@ -1,6 +1,6 @@
 """The answer table: one row of formatted cells and one sentence per compressed model, from the summary."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,16 @@ def _survival(n: int) -> Callable[[Record], Cell]:
     return cell
 
 
+def _same_choice(record: Record) -> Cell:
+    found = record["options"]
+    return Cell(f"{found['same_choice']} of {found['prompts']}") if found else Cell(DASH, "no prompts with options")
+
+
+def _excess(record: Record) -> Cell:
+    found = record["excess_nll"]
+    return Cell(number(found["mean"]), interval(found))
+
+
 def _faithful(record: Record) -> Cell:
     found = record["faithful_length"]
     sign = "≥ " if found["beyond_horizon"] else ""
@@ -85,21 +95,10 @@ def _first_divergent(record: Record) -> Cell:
 
 COLUMNS = (
     Column(
-        "Parameters saved",
-        "Share of the dense model's parameters that the compressed model does without.",
-        _saved,
-    ),
-    Column(
         "Bytes saved",
         "Share of the bytes of the dense model's weights as they are stored. For a recipe what it still reads counts, "
         "for a checkpoint its files. The zeros of a mask are stored like other numbers, so a mask alone saves none.",
         _bytes,
-    ),
-    Column(
-        "KL per 1 % of bytes",
-        "Mean KL divided by the bytes saved, in nats for each percent of the dense model's bytes: the damage per byte "
-        "saved, by which the table is sorted. Models that save none come last, by their KL.",
-        _per_byte,
     ),
     Column(
         "KL mean, nats",
@@ -107,11 +106,6 @@ COLUMNS = (
         "model's greedy texts, both models reading the same text. In brackets the 95 % interval (bootstrap "
         "over prompts).",
         _kl_mean,
-    ),
-    Column(
-        "KL 95th pct, nats",
-        "One token in twenty has a larger KL than this. Damage sits in few tokens, so the mean alone misleads.",
-        _kl_tail,
     ),
     Column(
         "Same top-1",
@@ -124,29 +118,60 @@ COLUMNS = (
         "token-by-token coupling can be (S2). 95 % interval over prompts.",
         _survival(8),
     ),
-    Column("S(32)", "The same for the first 32 tokens.", _survival(32)),
+    Column(
+        "Same choice",
+        "On prompts with options: how often both models choose the same one. Choosing among a few options says little "
+        "of what happens over the whole vocabulary.",
+        _same_choice,
+    ),
     Column(
         "Faithful length, tokens",
         "The largest n with S(n) ≥ ½ (S4); ≥ N where S never falls below ½ within the N tokens read.",
         _faithful,
     ),
     Column(
+        "First divergent token, greedy",
+        "Both models write greedily from the prompt: position of the first different token, median over "
+        "prompts, and on how many prompts the texts never diverge.",
+        _first_divergent,
+    ),
+)
+"""What answers first."""
+MORE = (
+    Column(
+        "Parameters saved",
+        "Share of the dense model's parameters that the compressed model does without.",
+        _saved,
+    ),
+    Column(
+        "KL per 1 % of bytes",
+        "Mean KL divided by the bytes saved, in nats for each percent of the dense model's bytes: the damage per byte "
+        "saved, by which the table is sorted. Models that save none come last, by their KL.",
+        _per_byte,
+    ),
+    Column(
+        "KL 95th pct, nats",
+        "One token in twenty has a larger KL than this. Damage sits in few tokens, so the mean alone misleads.",
+        _kl_tail,
+    ),
+    Column("S(32)", "The same as S(8) for the first 32 tokens.", _survival(32)),
+    Column(
         "Expected agreed tokens",
-        "Mean number of tokens before sampled texts part, Σ S(n) over the tokens read (S4).",
+        "Mean number of tokens before sampled texts diverge, Σ S(n) over the tokens read (S4).",
         _expected,
     ),
     Column(
-        "First divergent token, greedy",
-        "Both models write greedily from the prompt: position of the first different token, median over "
-        "prompts, and on how many prompts the texts never part.",
-        _first_divergent,
+        "Excess NLL, nats",
+        "What the dense model needs for the compressed model's next token beyond its own, per token, on the dense "
+        "model's sampled texts.",
+        _excess,
     ),
 )
 
 
-def cells(record: Record) -> list[Cell]:
+def cells(record: Record, columns: Sequence[Column] = COLUMNS) -> list[Cell]:
     """The row of one compressed model, one cell per column."""
-    return [column.cell(record) for column in COLUMNS]
+    return [column.cell(record) for column in columns]
 
 
 def sentence(record: Record, temperature: float) -> str:
@@ -171,13 +196,13 @@ def _sampled(record: Record, temperature: float) -> str:
 def _greedy(record: Record) -> str:
     found = record["first_divergent_token"]
     if found["never"] == found["prompts"]:
-        return f"Decoding greedily, no text parts within {record['faithful_length']['horizon']} tokens"
+        return f"Decoding greedily, no text diverges within {record['faithful_length']['horizon']} tokens"
     if found["median"] is None:
         return (
-            f"Decoding greedily, {found['never']} of {found['prompts']} texts do not part within "
+            f"Decoding greedily, {found['never']} of {found['prompts']} texts do not diverge within "
             f"{record['faithful_length']['horizon']} tokens"
         )
-    return f"Decoding greedily, the texts part at token {count(found['median'])} in the median"
+    return f"Decoding greedily, the texts diverge at token {count(found['median'])} in the median"
 
 
 def checks(record: Record) -> str:

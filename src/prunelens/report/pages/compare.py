@@ -12,7 +12,6 @@ from prunelens.report.pages.environment import THEME, environment
 from prunelens.report.pages.payload import KL_EDGES, script_json, texts_payload
 from prunelens.report.wording import shorten
 from prunelens.study.compare.summary import by_damage_per_byte
-from prunelens.study.evaluate.verdict import predict
 from prunelens.study.store import Run
 
 
@@ -23,6 +22,7 @@ class AnswerRow:
     label: str
     colour: str
     cells: list[answer.Cell]
+    more: list[answer.Cell]
     sentence: str
     checks: str
 
@@ -41,11 +41,8 @@ def render_page(run: Run) -> str:
             edges=KL_EDGES,
             rows=_answer_rows(run),
             ranked=_ranked_rows(run),
-            predicted=[
-                {"compressed": record["compressed"], "verdicts": [line.as_dict() for line in predict(record)]}
-                for record in run.info["summary"]
-            ],
             columns=answer.COLUMNS,
+            more=answer.MORE,
             info=run.info,
             run=_described(run),
             figures=_figures(run),
@@ -76,6 +73,7 @@ def _answer_rows(run: Run) -> list[AnswerRow]:
             shorten(record["compressed"], 80),
             COLOURS[index % len(COLOURS)],
             answer.cells(record),
+            answer.cells(record, answer.MORE),
             answer.sentence(record, temperature),
             answer.checks(record),
         )

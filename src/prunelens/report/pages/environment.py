@@ -6,7 +6,7 @@ from markupsafe import Markup, escape
 from prunelens.report.figures.drawing import GRID, HALO, HEAT, INK, MUTED, PAPER, ZERO
 from prunelens.report.figures.layers import kind_name
 from prunelens.report.pages.payload import script_json
-from prunelens.report.terminal.evaluate import why
+from prunelens.report.task_words import why
 from prunelens.report.wording import number, setting, shorten, visible
 
 THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper", HALO: "--halo", ZERO: "--zero"} | {

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from prunelens.report.figures.drawing import GRID, MUTED, Figure, Key, Look, Panel, axis, draw, look, plot_text
 from prunelens.report.pages.environment import THEME, environment
 from prunelens.report.pages.payload import script_json
-from prunelens.report.terminal.evaluate import UNITS, amount, chance_words, decoding_lines, is_shown_as_share, remark
+from prunelens.report.task_words import UNITS, amount, chance_words, decoding_lines, is_shown_as_share, remark
 from prunelens.report.wording import shorten
 from prunelens.study.rows import rows_of
 from prunelens.study.store import Run

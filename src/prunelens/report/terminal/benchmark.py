@@ -8,11 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from prunelens.errors import printable
-from prunelens.report.terminal.screen import console
+from prunelens.report.terminal.screen import closing, console, lean_table
 from prunelens.report.wording import DASH, number, percent, shorten
 from prunelens.study.benchmark.record import Speed, Spread
 
 LABEL_WIDTH = 22
+FIRST_COLUMN = 20
+"""Characters of the columns."""
 STATES = "states per row"
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -30,28 +32,36 @@ def speeds_as_json(speeds: list[Speed]) -> dict[str, Any]:
     return {"settings": asdict(speeds[0].settings), "models": models}
 
 
-def print_speeds(speeds: list[Speed]) -> None:
-    """The table, and what should be known of each model beneath it."""
+def print_speeds(speeds: list[Speed], seconds: float | None = None) -> None:
+    """Print what was measured, as many tables as the width asks for, and what should be known of each model."""
     screen = console()
-    screen.print(speed_table(speeds))
-    for remark in _remarks(speeds):
-        screen.print(Text(remark, style="dim"))
-
-
-def speed_table(speeds: list[Speed]) -> Table:
-    """One column for each model, the dense one first; ratios are to it."""
     asked = speeds[0].settings
     rows = f"{asked.batch_size} {'row' if asked.batch_size == 1 else 'rows'}"
-    title = f"{rows} of {asked.context} tokens and {asked.new_tokens} new ones, {asked.repeats} repeats in turn"
-    caption = "median, times the dense model's [lowest, highest of the repeats]"
-    table = Table(title=Text(title), caption=Text(caption), show_lines=False)
-    table.add_column("")
-    for speed in speeds:
+    title = f"{rows} of {asked.context} tokens and {asked.new_tokens} new ones, {asked.repeats} repeats in turn\n"
+    screen.print(Text(title, style="bold"))
+    for shown in _by_width(speeds, screen.width):
+        screen.print(speed_table(shown, speeds[0]))
+    screen.print(Text("median, times the dense model's [lowest, highest of the repeats]\n", style="dim"))
+    for remark in _remarks(speeds):
+        screen.print(Text(remark, style="dim"))
+    closing(screen, None, (), seconds, "")
+
+
+def _by_width(speeds: list[Speed], width: int) -> list[list[Speed]]:
+    each = max(1, (width - FIRST_COLUMN) // (LABEL_WIDTH + 1))
+    return [speeds[start : start + each] for start in range(0, len(speeds), each)]
+
+
+def speed_table(shown: list[Speed], dense: Speed) -> Table:
+    """One column for each model; ratios are to the dense one."""
+    table = lean_table()
+    table.add_column("", min_width=FIRST_COLUMN - 1)
+    for speed in shown:
         table.add_column(Text(shorten(printable(speed.label), LABEL_WIDTH)), justify="right", overflow="fold")
     for name, show in ROWS:
-        if name == STATES and not any(speed.state_bytes for speed in speeds):
+        if name == STATES and not (dense.state_bytes or any(speed.state_bytes for speed in shown)):
             continue
-        table.add_row(name, *[Text(show(speed, speeds[0])) for speed in speeds])
+        table.add_row(name, *[Text(show(speed, dense)) for speed in shown])
     return table
 
 

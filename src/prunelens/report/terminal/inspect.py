@@ -12,10 +12,10 @@ from prunelens.report.terminal.screen import console
 
 
 def print_anatomy(model: Any) -> None:
-    """A table of blocks; runs of equal ones are one row."""
+    """Print what was detected; runs of equal blocks are one row."""
     found = describe_anatomy(model)
     screen = console()
-    facts = Table.grid(padding=(0, 2))
+    facts = _grid(2)
     for name in ("family", "parameters", "hidden_size", "vocab_size", "context_length", "chat_template", "dtype"):
         value = found[name]
         facts.add_row(name.replace("_", " "), f"{value:,}" if type(value) is int else Text(printable(str(value))))
@@ -27,7 +27,7 @@ def print_anatomy(model: Any) -> None:
         shapes.setdefault(repr(_shape(block)), []).append(block)
     for blocks in shapes.values():
         span = _span([block["layer_idx"] for block in blocks])
-        table = Table.grid(padding=(0, 2))
+        table = _grid(5)
         for part in blocks[0]["sublayers"]:
             norms = ", ".join(map(_leaf, part["norms"])) or "shared"
             name = _pattern(part["name"]).rsplit("{i}.", 1)[-1]
@@ -38,6 +38,14 @@ def print_anatomy(model: Any) -> None:
     for note in found["notes"]:
         screen.print(Text(printable(note), style="dim"))
     screen.print("Residual stream, logits, causality and replay were rebuilt from these parts: proved.")
+
+
+def _grid(columns: int) -> Table:
+    """A table without lines; a name that is too long goes on in the next line."""
+    grid = Table.grid(padding=(0, 2))
+    for _ in range(columns):
+        grid.add_column(overflow="fold")
+    return grid
 
 
 def _span(indices: list[int]) -> str:

@@ -4,22 +4,21 @@ from rich.table import Table
 from rich.text import Text
 
 from prunelens.errors import printable
-from prunelens.report.terminal.screen import console
+from prunelens.report.terminal.screen import closing, console, lean_table
 from prunelens.study.prune.prune import PruneResult
 
 
-def print_pruned(result: PruneResult) -> None:
-    """Before and after, then what a reader should know."""
+def print_pruned(result: PruneResult, seconds: float | None = None, following: str = "") -> None:
+    """Print before and after, where the checkpoint lies, then what a reader should know."""
     screen = console()
-    screen.print(pruned_table(result))
-    for note in [*result.notes, *_remarks(result)]:
-        screen.print(Text(printable(note), style="dim"))
-    screen.print(Text(f"\nThe checkpoint: {printable(result.folder)}"))
+    screen.print(Text(f"{printable(result.recipe)}\n", style="bold"), pruned_table(result), sep="\n")
+    screen.print(Text(f"\nThe checkpoint: {printable(str(result.folder))}"), soft_wrap=True)
+    closing(screen, None, [*result.notes, *_remarks(result)], seconds, following)
 
 
 def pruned_table(result: PruneResult) -> Table:
     """Parameters, bytes and zeros, before and after."""
-    table = Table(title=Text(printable(result.recipe)))
+    table = lean_table()
     for name in ("", "before", "after", "saved"):
         table.add_column(name, justify="right" if name else "left")
     for name, before, after in (
@@ -44,7 +43,7 @@ def _remarks(result: PruneResult) -> list[str]:
         )
     if 1 - result.parameters / result.dense_parameters > 1 - result.num_bytes / result.dense_bytes + 0.001:
         found.append(
-            "Sublayers that are out are saved as zeros, so that the checkpoint opens anywhere; prunelens removes them "
+            "Dropped sublayers are saved as zeros, so that the checkpoint opens anywhere; prunelens removes them "
             "on opening, and only then they save time and memory."
         )
     return found

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from prunelens.errors import LARGEST, PrunelensError, check_real, check_seed, nearest
 from prunelens.models.model import Model
+from prunelens.progress import Reporter
 from prunelens.study.advise.answers import AnswerCache, OutOfTimeError
 from prunelens.study.advise.goal import Goal, coarse, loss_of, strongest
 from prunelens.study.advise.outside import methods_tried, try_rankings
@@ -22,7 +23,6 @@ from prunelens.study.advise.validate import TEXT_TOKENS, Validation, runner_up_o
 from prunelens.study.calibration_texts import own_texts
 from prunelens.study.claims import Claim, claimed
 from prunelens.study.compare.describe import describe_model
-from prunelens.study.compare.settings import Reporter
 from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
 from prunelens.study.store import Run
 from prunelens.tasks.encoding import encode

@@ -7,6 +7,7 @@ from typing import Any
 from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
 from prunelens.models.surgery.drop import NOTHING, Drop, num_parameters
+from prunelens.progress import Reporter
 from prunelens.pruning.apply import apply, check_recipe
 from prunelens.pruning.plugins import outside
 from prunelens.pruning.pruned import Calibration, Pruned
@@ -15,7 +16,6 @@ from prunelens.study.advise.answers import AnswerCache
 from prunelens.study.advise.goal import DROPS, REPAIRED, Goal, Trial, loss_of, strength
 from prunelens.study.advise.held_out import kl_by_prompt
 from prunelens.study.calibration_texts import with_repair_texts
-from prunelens.study.compare.settings import Reporter
 from prunelens.study.evaluate.measure import TaskResult, TaskRunner
 from prunelens.tasks.suite import Metric, MetricScores, files_hash
 from prunelens.tracing.forced import Trajectory

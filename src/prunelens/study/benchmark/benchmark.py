@@ -7,11 +7,11 @@ from pathlib import Path
 from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop
 from prunelens.models.surgery.variant import Variant
+from prunelens.progress import Reporter, silent
 from prunelens.pruning.pruned import Pruned
 from prunelens.study.benchmark.record import Speed, SpeedSettings
 from prunelens.study.benchmark.speed import check_lengths, measure_speeds
 from prunelens.study.candidates import Candidate, Compressible, open_candidates
-from prunelens.study.compare.settings import Reporter, silent
 from prunelens.study.prepare import prepare
 
 

@@ -18,10 +18,10 @@ from prunelens.models.model import Model
 from prunelens.models.sizes import is_quantized, network_bytes, tensor_bytes
 from prunelens.models.surgery.drop import NOTHING, kept_weights
 from prunelens.models.surgery.variant import Variant
+from prunelens.progress import Advance
 from prunelens.pruning.matrices import zero_share
 from prunelens.study.benchmark.record import Speed, SpeedSettings, Spread
 from prunelens.study.benchmark.timing import Added, Timing, added_memory, cuda_devices, time_once
-from prunelens.study.compare.settings import Advance
 
 MANY_ZEROS = 0.2
 """Share of zeros above which a reader may expect that they save something."""

@@ -6,9 +6,10 @@ from typing import Any
 
 from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
+from prunelens.progress import Reporter
 from prunelens.pruning.calibration import read_calibration
 from prunelens.study.candidates import Candidate, Compressible, open_candidates, parse_candidates
-from prunelens.study.compare.settings import Reporter, Settings
+from prunelens.study.compare.settings import Settings
 from prunelens.study.compare.stages import Stages
 from prunelens.study.settings import chosen_settings
 from prunelens.study.store import Run

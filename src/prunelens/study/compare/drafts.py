@@ -5,8 +5,9 @@ from typing import Any
 
 from prunelens.errors import PrunelensError
 from prunelens.models.model import Model
+from prunelens.progress import Reporter
 from prunelens.study.candidates import Candidate
-from prunelens.study.compare.settings import Reporter, Settings
+from prunelens.study.compare.settings import Settings
 from prunelens.study.compare.summary import NUM_DRAFTED
 from prunelens.tasks.prompts import Prompt
 from prunelens.tracing.draft import measure_draft

@@ -11,9 +11,10 @@ from prunelens.metrics.head import Pair, stream_pairs
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import DTYPES
 from prunelens.models.surgery.variant import Variant
+from prunelens.progress import Reporter
 from prunelens.study.candidates import Candidate
 from prunelens.study.compare.layer_tables import attribution_rows, layer_rows, noise_rows
-from prunelens.study.compare.settings import Reporter, Settings
+from prunelens.study.compare.settings import Settings
 from prunelens.tasks.prompts import Prompt
 from prunelens.tracing.attribution import Attribution
 from prunelens.tracing.forced import Trajectory, forced_states

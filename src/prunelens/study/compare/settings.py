@@ -1,8 +1,6 @@
-"""How models are compared, and how progress is shown."""
+"""How models are compared."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from prunelens.errors import (
     PrunelensError,
@@ -17,22 +15,6 @@ from prunelens.study.record import MOST_TOKENS
 
 LENSES = ("normed", "raw", "both")
 NOISE_DTYPES = ("float64", "float32", "float16", "bfloat16")
-
-Advance = Callable[[int], None]
-
-
-@runtime_checkable
-class Reporter(Protocol):
-    """Shows progress: called with a stage and its total, gives a function to call with what was finished."""
-
-    def __call__(self, stage: str, total: int, /) -> Advance:
-        """Begin a stage."""
-        ...
-
-
-def silent(stage: str, total: int) -> Advance:
-    """No progress display."""
-    return lambda done: None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from prunelens.errors import PrunelensError
 from prunelens.metrics.head import Pair, stream_pairs
 from prunelens.metrics.survival import common_prefix
 from prunelens.models.model import Model
+from prunelens.progress import Advance, Reporter
 from prunelens.pruning.importance import Ranking
 from prunelens.pruning.pruned import Calibration
 from prunelens.study.calibration_texts import with_repair_texts
@@ -23,7 +24,7 @@ from prunelens.study.compare.drafts import measure_drafts
 from prunelens.study.compare.inside import Inside
 from prunelens.study.compare.layer_tables import noise_summary
 from prunelens.study.compare.schemas import SCHEMAS, UnsummarisedError
-from prunelens.study.compare.settings import Advance, Reporter, Settings
+from prunelens.study.compare.settings import Settings
 from prunelens.study.compare.summary import summarise
 from prunelens.study.compare.tables import (
     Stats,

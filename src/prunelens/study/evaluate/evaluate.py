@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from prunelens.models.model import Model
+from prunelens.progress import Reporter
 from prunelens.study.candidates import Candidate, Compressible, open_candidates, parse_candidates
 from prunelens.study.compare.describe import describe_candidate, describe_model, describe_size
-from prunelens.study.compare.settings import Reporter
 from prunelens.study.evaluate.measure import TaskResult, TaskRunner, TaskSettings, open_harness
 from prunelens.study.evaluate.scores import score_rows
 from prunelens.study.evaluate.tables import EVALUATION, texts_table, values_table

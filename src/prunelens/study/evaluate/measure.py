@@ -10,7 +10,8 @@ from jaxtyping import Float64
 from prunelens.errors import PrunelensError, check_flag, check_seed, check_whole, check_word
 from prunelens.models.model import Model
 from prunelens.models.surgery.variant import Variant
-from prunelens.study.compare.settings import MOST_TOKENS, Reporter, silent
+from prunelens.progress import Reporter, silent
+from prunelens.study.compare.settings import MOST_TOKENS
 from prunelens.tasks.corpora import Corpus, read_corpus
 from prunelens.tasks.encoding import encode, prompt_notes
 from prunelens.tasks.harness import Harness

@@ -16,6 +16,7 @@ from prunelens.models.saving.export import LAYOUTS, NUM_STEPS, WHAT, export, is_
 from prunelens.models.saving.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.surgery.drop import dropped, num_parameters
 from prunelens.models.surgery.shared_copy import named_owners, set_weight, shared_copy_of
+from prunelens.progress import Reporter
 from prunelens.pruning.apply import apply, check_recipe
 from prunelens.pruning.matrices import zero_share
 from prunelens.pruning.pruned import Calibration, Pruned
@@ -23,7 +24,6 @@ from prunelens.pruning.recipe import Recipe, parse_recipe
 from prunelens.pruning.steps.quantize import QuantizeStep
 from prunelens.study.calibration_texts import calibrate
 from prunelens.study.compare.schemas import RUN
-from prunelens.study.compare.settings import Reporter
 from prunelens.study.prune.card import model_card
 from prunelens.study.store import open_run, rendered
 

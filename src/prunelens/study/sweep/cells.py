@@ -14,6 +14,7 @@ from prunelens.errors import PrunelensError
 from prunelens.files import new_folder
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import load
+from prunelens.progress import silent
 from prunelens.pruning.calibration import read_calibration
 from prunelens.pruning.importance import Ranking
 from prunelens.pruning.methods import Reference
@@ -24,7 +25,6 @@ from prunelens.study.candidates import Candidate, open_candidates
 from prunelens.study.compare.dense_texts import DenseTexts
 from prunelens.study.compare.describe import describe_size
 from prunelens.study.compare.schemas import RUN
-from prunelens.study.compare.settings import silent
 from prunelens.study.compare.stages import Stages
 from prunelens.study.evaluate.evaluate import collect
 from prunelens.study.evaluate.measure import TaskRunner

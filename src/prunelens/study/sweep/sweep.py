@@ -16,11 +16,11 @@ from prunelens.errors import PrunelensError, check_whole
 from prunelens.files import check_apart
 from prunelens.models.opening.fingerprint import identify
 from prunelens.models.opening.loading import check_opening
+from prunelens.progress import Reporter
 from prunelens.pruning.plugins import check_loadable
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.reading import checked_path, is_directory, is_file, read_bytes
 from prunelens.study.claims import claimed, probe_claim
-from prunelens.study.compare.settings import Reporter
 from prunelens.study.store import PAGE, Kind, Run, info_text, pageless, rendered, sound
 from prunelens.study.sweep.cells import CELLS, Given, keep_error, read_cell, setup, work
 from prunelens.study.sweep.executors import EXECUTORS

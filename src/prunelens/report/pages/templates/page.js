@@ -121,7 +121,7 @@
     const common = data.free[model].agreed[prompt];
     const ids = written.tokens[prompt];
     const children = ids.map((id, index) => tokenNode(id, parts && index >= common ? "parted" : ""));
-    if (parts) children.splice(common, 0, make("span", "part", `parts at token ${common + 1}`));
+    if (parts) children.splice(common, 0, make("span", "part", `diverges at token ${common + 1}`));
     children.push(make("span", "end", written.ended[prompt] ? `ended with EOS after ${ids.length} tokens` : `cut at ${ids.length} tokens`));
     node.replaceChildren(...children);
     node.style.setProperty("--mark", colours[model]);
@@ -133,7 +133,7 @@
     const same = dense.length === own.length && data.free[model].agreed[prompt] >= dense.length;
     drawOwn(byId("own-dense"), data.dense, !same);
     drawOwn(byId("own-compressed"), data.free[model], !same);
-    byId("own-name").textContent = data.models[model] + (same ? " (the texts never part)" : "");
+    byId("own-name").textContent = data.models[model] + (same ? " (the texts never diverge)" : "");
   }
 
   // ---- the choice

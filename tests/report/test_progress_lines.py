@@ -1,0 +1,86 @@
+"""Progress where stderr is no terminal: a line once a stage has lasted two seconds, then one now and then."""
+
+import sys
+import time
+
+import pytest
+
+from prunelens.report.terminal import progress as shown
+from prunelens.report.terminal.progress import ProgressLog
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_what_takes_less_than_two_seconds_says_nothing(clock: Clock) -> None:
+    lines: list[str] = []
+    log = ProgressLog(lines.append, clock)
+    for _ in range(50):
+        log.begin("a stage", 10)(10)
+        clock.now += 1.9
+        log.tick()
+    assert lines == []
+
+
+def test_a_long_stage_says_how_far_it_is_every_fifteen_seconds(clock: Clock) -> None:
+    lines: list[str] = []
+    log = ProgressLog(lines.append, clock)
+    advance = log.begin("writing", 100)
+    for _ in range(40):
+        clock.now += 1
+        advance(2)
+        log.tick()
+    assert lines == [
+        "[   2 s] writing: 4 %, about 48 s left",
+        "[  17 s] writing: 34 %, about 33 s left",
+        "[  32 s] writing: 64 %, about 18 s left",
+    ]
+
+
+def test_a_stage_of_unknown_length_promises_nothing(clock: Clock) -> None:
+    lines: list[str] = []
+    log = ProgressLog(lines.append, clock)
+    clock.now += 3
+    log.tick()
+    log.begin("opening \x1b[31mmodel\nX", 1)
+    clock.now += 3
+    log.tick()
+    assert lines == ["[   3 s] starting …", "[   6 s] opening \N{REPLACEMENT CHARACTER}[31mmodel X …"]
+
+
+def test_the_stage_that_advances_is_the_one_that_is_told(clock: Clock) -> None:
+    lines: list[str] = []
+    log = ProgressLog(lines.append, clock)
+    first = log.begin("first", 4)
+    log.begin("second", 4)
+    clock.now += 2
+    first(9)
+    log.tick()
+    assert lines == ["[   2 s] first: 100 %, about 0 s left"]
+
+
+def test_lines_go_to_stderr_while_a_library_says_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shown, "QUIET_SECONDS", 0.02)
+    monkeypatch.setattr(shown, "TICK_SECONDS", 0.01)
+    told = ""
+    with shown.progress() as reporter:
+        reporter("opening a model", 1)
+        while not told:
+            time.sleep(0.02)
+            printed = capsys.readouterr()
+            assert printed.out == ""
+            told = printed.err if "opening a model …" in printed.err else ""
+    assert not [thread for thread in sys.modules["threading"].enumerate() if thread.name == "prunelens progress"]
