@@ -85,7 +85,8 @@ def run(name: str) -> None:
         )
     if answer.returncode not in (0, 2):
         sys.exit(f"{COMMANDS[name]} ended with {answer.returncode}: {answer.stderr}")
-    printed = answer.stderr if answer.returncode else answer.stdout  # progress goes to stderr, and so does a refusal
+    refusal = answer.stderr.rstrip().rpartition("\n")[2]  # what comes before it on stderr is progress
+    printed = refusal if answer.returncode else answer.stdout
     lines = [f"$ {COMMANDS[name]}", *(line.rstrip() for line in printed.split("\n"))]
     STORED.mkdir(exist_ok=True)
     stored(name).write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
