@@ -9,7 +9,7 @@ import pytest
 from prunelens.report.pages.rerender import render_again
 from prunelens.results import Advice, Comparison, Evaluation, Sweep
 
-STORED = Path(__file__).parents[1] / "stored"
+STORED = Path(__file__).parents[2] / "stored"
 
 
 @pytest.fixture(autouse=True)

@@ -516,7 +516,7 @@ print(builtin.converted(Path(sys.argv[1])), flush=True)
 def converter(source: Path) -> subprocess.Popen[str]:
     """Another process that converts; it says `reads`, and goes on when it is sent a line."""
     environment = os.environ | {"PYTHONPATH": str(Path(prunelens.__file__).parents[1])}
-    command = [sys.executable, "-c", CONVERTER, str(source), str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", CONVERTER, str(source), str(Path(__file__).parents[2])]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, env=environment, text=True, **pipes)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layer_runs import add_attribution, add_layers, add_noise
 from test_page import HOSTILE, SETTINGS, asked, browser, hostile_run, opened, tags_of  # noqa: F401
 
 from conftest import tiny_model, tiny_network, tiny_tokenizer
+from layer_runs import add_attribution, add_layers, add_noise
 from prunelens.api import compare
 from prunelens.models.opening.loading import wrap
 from prunelens.report.figures.accumulation import _ranges, split_rows
