@@ -27,7 +27,7 @@ bench: $(VENV)/.dev ## cost and memory of the traces, as ratios within one run
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/pruning.py
 
-docs: $(VENV)/.dev ## run every command that README and docs show, and copy what it prints into them; about fifteen minutes
+docs: $(VENV)/.dev ## run every command that README and docs show, and copy what it prints into them; a few minutes
 	$(BIN)/python scripts/docs.py
 
 repair-table: $(VENV)/.dev ## what repairs buy, from single tokens to tasks: the table of docs/repair.md; an hour on two cores

@@ -1,6 +1,6 @@
 """Run the commands that the documents show, keep what they print in docs/printed, and copy it into the documents.
 
-    python scripts/docs.py              run every command (about fifteen minutes on two cores)
+    python scripts/docs.py              run every command (a few minutes on two cores)
     python scripts/docs.py demo help    run only these
     python scripts/docs.py --embed      run nothing, only copy
 
@@ -24,7 +24,6 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 VERBS = ("compare", "demo", "prune", "benchmark", "evaluate", "sweep", "advise", "report", "inspect")
 COMMANDS = {
     "demo": "prunelens demo",
-    "evaluate": "prunelens evaluate smollm2 drop-attention:1 drop-attention:4 wanda:2:4 --tasks core -o shipping",
     "inspect": "prunelens inspect smollm2",
     "prune": "prunelens prune smollm2 drop-attention@25,26+drop-block@20 -o smaller",
     "misspelt": "prunelens compare smollm2 drop-atention:1",

@@ -51,6 +51,8 @@ def command_faults(line: str) -> list[str]:
         return [f"{line}: no such target" for word in words[1:] if word not in targets()]
     if words[:1] != ["prunelens"]:
         return []
+    if words[1:] == ["--help"]:
+        return []
     outside = "--plugin" in words  # its methods are those of a file that is not here
     if outside:
         at = words.index("--plugin")
