@@ -239,6 +239,18 @@ def test_readme_is_a_page() -> None:
     assert max(len(rows) for _, rows in tables(text)) <= 10
 
 
+def test_readme_measures_what_the_guide_does() -> None:
+    """Each row of the README's table of measurements, cell by cell, is in the guide's row of that recipe."""
+    guide = {
+        row[0]: row for _, rows in tables((ROOT / "docs" / "guide.md").read_text(encoding="utf-8")) for row in rows
+    }
+    readme = tables((ROOT / "README.md").read_text(encoding="utf-8"))
+    short = next(rows for before, rows in readme if MEASURED.match(before))
+    assert len(short) == 5
+    for recipe, *cells in short:
+        assert set(cells) <= set(guide[recipe]), recipe
+
+
 def test_repair_table_is_that_of_the_stored_cells() -> None:
     made = loaded("benchmarks/repair.py").table(ROOT / "benchmarks" / "repair-smollm2")
     shown = (ROOT / "docs" / "repair.md").read_text(encoding="utf-8")
