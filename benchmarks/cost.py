@@ -21,7 +21,8 @@ from prunelens.models.batches import pad_right, plan_batches
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import load
 from prunelens.models.surgery.drop import Drop, dropped
-from prunelens.tasks.prompts import encode, prompts
+from prunelens.tasks.encoding import encode
+from prunelens.tasks.prompts import prompts
 from prunelens.tracing.forced import BATCH_TOKENS, Trajectory, forced_states
 
 DROP = Drop(attention=frozenset([25, 26]))

@@ -96,7 +96,8 @@ class Reader:
     def __init__(self, model: Any) -> None:
         import torch
 
-        from prunelens.tasks.prompts import encode, prompts
+        from prunelens.tasks.encoding import encode
+        from prunelens.tasks.prompts import prompts
         from prunelens.tracing.forced import Trajectory, forced_states
         from prunelens.tracing.free import write_dense
 

@@ -314,8 +314,10 @@ def refuses(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.chdir(place)
     monkeypatch.setenv("PRUNELENS_CACHE", str(place / "cache"))
     monkeypatch.setattr("prunelens.models.opening.sources.resolve_name", lambda name: pytest.fail("a model is read"))
-    for reader in ("identify", "loading"):
-        monkeypatch.setattr(f"prunelens.models.{reader}.resolve_name", lambda name: pytest.fail("a model is read"))
+    for reader in ("fingerprint", "loading"):
+        monkeypatch.setattr(
+            f"prunelens.models.opening.{reader}.resolve_name", lambda name: pytest.fail("a model is read")
+        )
     monkeypatch.setattr(sys, "argv", ["prunelens", *argv])
     before = sorted(place.rglob("*"))
     with pytest.raises(SystemExit) as stop:

@@ -1,6 +1,7 @@
 """What the project promises of itself: one direction of imports, no circles, short files, light imports."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -26,6 +27,7 @@ RANK = {
     "__main__": 9,
     "__init__": 10,
 }
+SCRIPTS = sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "scripts").glob("*.py")])
 LONGEST = 300
 """Lines of a file."""
 MODULES = {
@@ -113,3 +115,13 @@ def test_python_m_is_the_command_line() -> None:
     command = [sys.executable, "-m", "prunelens", "--version"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert answer.stdout == f"prunelens {version('prunelens')}\n"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_import_what_there_is(path: Path) -> None:
+    """Nothing runs them here, so a moved name would not be seen."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prunelens"):
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                assert hasattr(module, alias.name), (path.name, node.module, alias.name)

@@ -30,8 +30,8 @@ from prunelens.report.terminal.progress import progress
 if TYPE_CHECKING:
     from prunelens.tasks.prompts import PromptText
 
-DEMO_RECIPES = ("drop-attention:8", "drop-attention:1", "quantize:int8")
-"""A harmful cut, which the page opens with, a mild one, and what everybody accepts."""
+DEMO_RECIPES = ("drop-attention:8", "drop-attention:1")
+"""A harmful cut, which the page opens with, and a mild one; both need nothing but the base installation."""
 DEMO_PROMPTS = (
     *("explanation-1", "story-1", "list-1", "arithmetic-1", "code-1", "rewrite-1"),
     *(f"choice-{number}" for number in range(1, 7)),
@@ -120,7 +120,7 @@ def demo(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     full: Full = False,
 ) -> None:
-    """Compare the built-in model with three compressed versions. It takes about a minute on two CPU cores."""
+    """Compare the built-in model with two pruned versions. It takes about a minute."""
     from prunelens.tasks.prompts import prompts as read_prompts
 
     by_id = {prompt.prompt_id: prompt for prompt in read_prompts()}
