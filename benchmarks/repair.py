@@ -61,9 +61,9 @@ def measure(options: argparse.Namespace) -> None:
     from prunelens.models.opening.loading import load
     from prunelens.progress import silent
     from prunelens.pruning.apply import apply
-    from prunelens.pruning.importance import rank_redundancy
     from prunelens.pruning.pruned import Calibration
     from prunelens.pruning.recipe import parse_recipe
+    from prunelens.pruning.redundancy import rank_redundancy
     from prunelens.study.calibration_texts import own_texts, repair_texts
     from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
     from prunelens.study.evaluate.scores import score_rows

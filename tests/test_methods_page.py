@@ -19,10 +19,10 @@ from prunelens import InputStatistics
 from prunelens.models.opening.loading import load
 from prunelens.pruning import methods
 from prunelens.pruning.apply import apply
-from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.plugins import load_plugin
 from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import parse_recipe
+from prunelens.pruning.redundancy import rank_redundancy
 from prunelens.study.sweep.study_file import parse_study
 
 PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")

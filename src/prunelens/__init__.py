@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from prunelens.models.model import Model
     from prunelens.models.opening.loading import load, wrap
     from prunelens.models.surgery.drop import Drop, dropped
-    from prunelens.pruning.importance import rank_redundancy
     from prunelens.pruning.methods import InputStatistics, PartStates, mask, ranking
     from prunelens.pruning.recipe import Recipe, parse_recipe
+    from prunelens.pruning.redundancy import rank_redundancy
     from prunelens.results import Advice, Comparison, Evaluation, Sweep
     from prunelens.study.benchmark.record import SpeedSettings
     from prunelens.study.evaluate.verdict import Thresholds
@@ -42,7 +42,7 @@ _HOMES = {
     "parse_recipe": "prunelens.pruning.recipe",
     "prompts": "prunelens.tasks.prompts",
     "prune": "prunelens.api",
-    "rank_redundancy": "prunelens.pruning.importance",
+    "rank_redundancy": "prunelens.pruning.redundancy",
     "ranking": "prunelens.pruning.methods",
     "sweep": "prunelens.api",
     "wrap": "prunelens.models.opening.loading",

@@ -30,7 +30,7 @@ from prunelens.models.opening.fingerprint import fingerprint_model
 from prunelens.models.opening.loading import load, wrap
 from prunelens.models.placement import named_weights
 from prunelens.models.surgery.drop import Drop, dropped, num_parameters
-from prunelens.pruning.importance import rank_redundancy
+from prunelens.pruning.redundancy import rank_redundancy
 from prunelens.tracing.forced import Trajectory, forced_states
 from prunelens.tracing.free import write_coupled, write_dense
 

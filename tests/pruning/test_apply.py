@@ -15,9 +15,9 @@ from prunelens.models.saving.export import export
 from prunelens.models.surgery.drop import Drop, dropped, num_parameters
 from prunelens.models.surgery.repairs import Repair, installed_repairs
 from prunelens.pruning.apply import apply, check_recipe
-from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import parse_recipe
+from prunelens.pruning.redundancy import rank_redundancy
 
 TEXTS = [
     torch.randint(3, 97, (length,), generator=torch.Generator().manual_seed(length)).tolist() for length in (15, 9)

@@ -17,11 +17,11 @@ from prunelens.models.surgery.drop import Drop
 from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.pruning import methods
 from prunelens.pruning.apply import apply
-from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.methods import TAKEN, built_in, registered
 from prunelens.pruning.plugins import load_plugin, load_plugins
 from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.recipe import is_recipe, parse_recipe
+from prunelens.pruning.redundancy import rank_redundancy
 from prunelens.pruning.sequential import mask_weights
 from prunelens.pruning.steps.known import KINDS, known_methods
 from prunelens.pruning.steps.mask import MASKS, MaskStep

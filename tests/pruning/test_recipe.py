@@ -401,7 +401,7 @@ REPAIRS = (
     "repair:folded",
     "repair:folded,weighted",
 )
-AFTER_DROPS = "repair comes after the drops that it mends"
+AFTER_DROPS = "repair comes after the drops that it repairs"
 BEFORE_MASKS = "repair:folded comes before a mask"
 
 

@@ -24,7 +24,7 @@ from prunelens.pruning.folding import find_cuts, fold_repairs, num_folding_runs
 from prunelens.pruning.least_squares import STRENGTHS, Moments
 from prunelens.pruning.pruned import Calibration, Pruned
 from prunelens.pruning.recipe import parse_recipe
-from prunelens.pruning.repair import Fitted, Gap, find_gaps, fit_repairs, num_block_runs
+from prunelens.pruning.repair import RepairFit, RepairSpan, find_gaps, fit_repairs, num_block_runs
 from prunelens.pruning.values import RepairForm
 
 Texts = list[list[int]]
@@ -71,7 +71,7 @@ def first_of(value: Any) -> Tensor:
     return found
 
 
-def record(model: Model, gap: Gap, texts: Texts = TEXTS) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def record(model: Model, gap: RepairSpan, texts: Texts = TEXTS) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """For each text, run alone: what the part reads, what it adds to the stream, and the stream after it."""
     caught: dict[str, Tensor] = {}
     first, last = (model.anatomy.blocks[layer_idx] for layer_idx in (gap.first, gap.last))
@@ -232,7 +232,7 @@ def test_a_weighted_bias_counts_tokens_by_the_stream_after_them() -> None:
     model = tiny_model("llama", torch.float64)
     step = RepairForm("bias", weighted=True)
     [repair], _ = fit_repairs(model, step, Drop(mlp=frozenset([2])), TEXTS)
-    _, targets, weights = columns(record(model, Gap("mlp", 2, 2)), weighted=True)
+    _, targets, weights = columns(record(model, RepairSpan("mlp", 2, 2)), weighted=True)
     assert np.allclose(repair.bias.numpy(), repair_oracle.bias(targets, weights), rtol=1e-5, atol=1e-6)
 
 
@@ -261,7 +261,7 @@ def check_against_oracle(
     drop: Drop,
     step: RepairForm,
     repairs: Sequence[Repair],
-    fitted: Sequence[Fitted],
+    fitted: Sequence[RepairFit],
     within: float,
     metric: np.ndarray | None = None,
     read: Texts = TEXTS,
@@ -352,7 +352,7 @@ def test_a_few_texts_hold_out_their_ends() -> None:
     model = tiny_model("llama", torch.float64)
     texts = some_texts([60, 45])
     [repair], [fitted] = fit_repairs(model, LINEAR, Drop(mlp=frozenset([1])), texts)
-    found = record(model, Gap("mlp", 1, 1), texts)
+    found = record(model, RepairSpan("mlp", 1, 1), texts)
     inputs, targets, weights = columns(found)
     assert fitted.strength is not None
     assert_same_map(repair, repair_oracle.ridge(inputs, targets, weights, fitted.strength), inputs, 1e-7)
@@ -395,7 +395,7 @@ def test_blocks_that_follow_one_another_get_one_map_at_the_first() -> None:
     model = tiny_model("llama", torch.float64)
     repairs, fitted = fit_repairs(model, LINEAR, Drop(block=frozenset([1, 2])), TEXTS)
     assert [(repair.kind, repair.layer_idx) for repair in repairs] == [("block", 1)]
-    assert [found.gap for found in fitted] == [Gap("block", 1, 2)]
+    assert [found.gap for found in fitted] == [RepairSpan("block", 1, 2)]
     found = applied("drop-block@1,2+repair:linear", model)
     assert [name for name, _ in installed_repairs(found.variant.model.network)] == ["model.layers.1"]
 
@@ -404,14 +404,14 @@ def test_gaps_are_in_the_order_in_which_a_token_passes_them() -> None:
     model = opened("llama")
     drop = Drop(attention=frozenset([2, 1]), mlp=frozenset([2, 3]), block=frozenset([0, 3]))
     expected = [
-        Gap("block", 0, 0),
-        Gap("attention", 1, 1),
-        Gap("attention", 2, 2),
-        Gap("mlp", 2, 2),
-        Gap("block", 3, 3),
+        RepairSpan("block", 0, 0),
+        RepairSpan("attention", 1, 1),
+        RepairSpan("attention", 2, 2),
+        RepairSpan("mlp", 2, 2),
+        RepairSpan("block", 3, 3),
     ]
     assert find_gaps(model, drop) == expected
-    assert find_gaps(model, Drop(block=frozenset([0, 1, 3]))) == [Gap("block", 0, 1), Gap("block", 3, 3)]
+    assert find_gaps(model, Drop(block=frozenset([0, 1, 3]))) == [RepairSpan("block", 0, 1), RepairSpan("block", 3, 3)]
     assert find_gaps(model, Drop()) == []
 
 
@@ -433,7 +433,7 @@ def test_as_many_block_runs_are_counted_as_happen(drop: str) -> None:
 
 
 def contributions(model: Model, kind: str, layer_idx: int, texts: Texts = TEXTS) -> np.ndarray:
-    return columns(record(model, Gap(kind, layer_idx, layer_idx), texts))[1]
+    return columns(record(model, RepairSpan(kind, layer_idx, layer_idx), texts))[1]
 
 
 def test_an_attention_that_is_linear_in_what_the_mlp_before_it_wrote_is_put_back() -> None:
@@ -457,12 +457,16 @@ def test_an_attention_that_is_linear_in_what_the_mlp_before_it_wrote_is_put_back
 
 @pytest.mark.parametrize(
     ("recipe", "gap"),
-    [("drop-attention@2", Gap("attention", 2, 2)), ("drop-block@2", Gap("block", 2, 2)), ("drop-block@2,3", None)],
+    [
+        ("drop-attention@2", RepairSpan("attention", 2, 2)),
+        ("drop-block@2", RepairSpan("block", 2, 2)),
+        ("drop-block@2,3", None),
+    ],
 )
-def test_a_folded_map_is_the_ridge_of_what_the_cut_adds(recipe: str, gap: Gap | None) -> None:
+def test_a_folded_map_is_the_ridge_of_what_the_cut_adds(recipe: str, gap: RepairSpan | None) -> None:
     model = tiny_model("llama", torch.float64)
     pruned = applied(f"{recipe}+repair:folded", model)
-    gap = gap or Gap("block", 2, 3)
+    gap = gap or RepairSpan("block", 2, 3)
     [fitted] = pruned.repaired
     assert fitted.gap == gap
     inputs, targets = contributions(model, "mlp", 1), columns(record(model, gap))[1]
@@ -536,7 +540,7 @@ def test_folding_works_unless_a_norm_follows_the_sublayer(any_family: str) -> No
     before = cut.before
     inputs, targets = (
         contributions(model, before.kind, before.layer_idx, FEW),
-        columns(record(model, Gap("block", 1, 1), FEW))[1],
+        columns(record(model, RepairSpan("block", 1, 1), FEW))[1],
     )
     found = contributions(pruned.model, before.kind, before.layer_idx, FEW)
     assert fitted.strength is not None

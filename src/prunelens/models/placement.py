@@ -201,10 +201,10 @@ def _planned_map(device_map: Mapping[str, Device]) -> Placement:
 
 def _check_map(device_map: dict[str, Device], network: nn.Module) -> None:
     known = {name for name, _ in (*network.named_modules(), *network.named_parameters(), *network.named_buffers())}
-    strange = [name for name in device_map if name not in known]
-    if strange:
+    unexpected = [name for name in device_map if name not in known]
+    if unexpected:
         raise PrunelensError(
-            f"the map of devices names {strange[0]!r}, which {type(network).__name__} does not have; "
+            f"the map of devices names {unexpected[0]!r}, which {type(network).__name__} does not have; "
             "`prunelens inspect` lists its layers"
         )
     for tied in getattr(network, "all_tied_weights_keys", {}).items():

@@ -7,10 +7,10 @@ from prunelens.models.surgery.repairs import installed_repairs
 from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.progress import Reporter, silent
 from prunelens.pruning.checks import check_left, check_parts
-from prunelens.pruning.importance import Ranking
 from prunelens.pruning.matrices import find_weights
 from prunelens.pruning.pruned import NO_TEXTS, Calibration, Pruned, StepInputs
 from prunelens.pruning.recipe import Recipe
+from prunelens.pruning.redundancy import Ranking
 
 
 def apply(

@@ -3,8 +3,8 @@
 from prunelens.errors import PrunelensError, shown
 from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop
-from prunelens.pruning.importance import Key
 from prunelens.pruning.recipe import Recipe
+from prunelens.pruning.redundancy import Key
 from prunelens.pruning.steps.drop import DropStep
 
 

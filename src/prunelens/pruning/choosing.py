@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from prunelens.errors import PrunelensError
 from prunelens.models.surgery.drop import Drop
-from prunelens.pruning.importance import Key, Ranking
+from prunelens.pruning.redundancy import Key, Ranking
 
 
 def drop_of(parts: Iterable[Key]) -> Drop:

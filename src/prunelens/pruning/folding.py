@@ -19,7 +19,7 @@ from prunelens.models.surgery.shared_copy import named_owners, set_weight, share
 from prunelens.progress import Advance, unreported
 from prunelens.pruning.least_squares import choose_strength, solve
 from prunelens.pruning.matrices import find_weights
-from prunelens.pruning.repair import BATCH_TOKENS, Fitted, Gap, Passes, Prefix, Walk, explained
+from prunelens.pruning.repair import BATCH_TOKENS, Passes, Prefix, RepairFit, RepairSpan, Walk, explained
 
 Place = tuple[Block, Sublayer]
 
@@ -40,11 +40,11 @@ class Cut:
         return Drop(frozenset(kinds["attention"]), frozenset(kinds["mlp"]))
 
     @property
-    def gap(self) -> Gap:
+    def gap(self) -> RepairSpan:
         """The same in words: a sublayer, or all blocks that it touches."""
         first, last = self.places[0], self.places[-1]
         kind = first[1].kind if len(self.places) == 1 else "block"
-        return Gap(kind, first[0].layer_idx, last[0].layer_idx)
+        return RepairSpan(kind, first[0].layer_idx, last[0].layer_idx)
 
 
 def find_cuts(model: Model, drop: Drop) -> list[Cut]:
@@ -85,7 +85,7 @@ def fold_repairs(
     prefix: Prefix | None = None,
     batch_tokens: int = BATCH_TOKENS,
     advance: Advance = unreported,
-) -> list[Fitted]:
+) -> list[RepairFit]:
     """Fit a map for every cut, in order, and multiply the output projection before it by the map.
 
     Args:
@@ -118,12 +118,12 @@ def fold_repairs(
         for owner in (model, working):
             _fold(owner, cut.before, names, matrix, fitted.bias)
         remove(working.anatomy, cut.drop)
-        found.append(Fitted(cut.gap, strength, explained(error, held_out)))
+        found.append(RepairFit(cut.gap, strength, explained(error, held_out)))
     return found
 
 
 def num_folding_runs(cuts: Sequence[Cut]) -> int:
-    """How many blocks each calibration token passes while the cuts are mended."""
+    """How many blocks each calibration token passes while the cuts are repaired."""
     reached = [0, *(cut.before.layer_idx for cut in cuts)]
     return sum(cut.places[-1][0].layer_idx + 1 - at for cut, at in zip(cuts, reached, strict=False))
 

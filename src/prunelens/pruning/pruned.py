@@ -16,10 +16,10 @@ from prunelens.models.surgery.shared_copy import shared_copy_of
 from prunelens.models.surgery.variant import Variant
 from prunelens.progress import Reporter
 from prunelens.pruning.head_metric import head_metric
-from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.pruning.matrices import zero_share
 from prunelens.pruning.methods import COSINE
-from prunelens.pruning.repair import Fitted, Prefix
+from prunelens.pruning.redundancy import Ranking, rank_redundancy
+from prunelens.pruning.repair import Prefix, RepairFit
 from prunelens.pruning.sequential import Masked
 from prunelens.pruning.values import Format
 
@@ -92,7 +92,7 @@ class Pruned:
         quantized: the format of the blocks' matrices.
         masked: what the last mask left.
         repairs: what stands in for parts of `drop`.
-        mended: how well each repair does, those folded into weights of `model` too.
+        repaired: how well each repair does, those folded into weights of `model` too.
         notes: remarks that a reader of the results should see.
     """
 
@@ -103,7 +103,7 @@ class Pruned:
     quantized: Format | None = None
     masked: Masked | None = None
     repairs: tuple[Repair, ...] = ()
-    repaired: tuple[Fitted, ...] = ()
+    repaired: tuple[RepairFit, ...] = ()
     notes: tuple[str, ...] = ()
 
     def with_own_weights(self, name: str) -> "Pruned":

@@ -61,10 +61,10 @@ class Recipe(BaseModel):
         twice = next((method for method in methods if methods.count(method) > 1), None)
         if twice is not None:
             raise ValueError(f"{twice} is given twice")
-        mends = [index for index, step in enumerate(self.steps) if step.mends_drops]
+        repairs = [index for index, step in enumerate(self.steps) if step.repairs_drops]
         drops = [index for index, step in enumerate(self.steps) if step.drops_parts]
-        if mends and (not drops or drops[-1] > mends[0]):
-            raise ValueError("repair comes after the drops that it mends, such as drop-attention:4+repair:linear")
+        if repairs and (not drops or drops[-1] > repairs[0]):
+            raise ValueError("repair comes after the drops that it repairs, such as drop-attention:4+repair:linear")
         masked = False
         for step in self.steps:
             if masked and step.spoils_zeros:
@@ -85,7 +85,7 @@ class Recipe(BaseModel):
 
     @property
     def repair(self) -> RepairStep | None:
-        """The step that mends the drops."""
+        """The step that repairs the drops."""
         return next(iter(self._of(RepairStep)), None)
 
     @property

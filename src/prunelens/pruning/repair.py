@@ -32,7 +32,7 @@ NORM_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class Gap:
+class RepairSpan:
     """Parts that are out and get one map: a sublayer, or blocks that follow one another.
 
     Attributes:
@@ -51,8 +51,8 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """How well a gap was mended.
+class RepairFit:
+    """How well a gap was repaired.
 
     Attributes:
         gap: what was out.
@@ -60,7 +60,7 @@ class Fitted:
         explained: share of ‖y‖² of what the part adds that is put back, on held-out calibration texts.
     """
 
-    gap: Gap
+    gap: RepairSpan
     strength: float | None
     explained: float
 
@@ -82,23 +82,23 @@ class Prefix:
     metric: Tensor | None = None
 
 
-def find_gaps(model: Model, drop: Drop) -> list[Gap]:
+def find_gaps(model: Model, drop: Drop) -> list[RepairSpan]:
     """What is out, in the order in which a token passes it."""
-    gaps: list[Gap] = []
+    gaps: list[RepairSpan] = []
     for block in model.anatomy.blocks:
         layer_idx = block.layer_idx
         if layer_idx in drop.block:
             follows = gaps and gaps[-1].kind == "block" and gaps[-1].last == layer_idx - 1
             first = gaps.pop().first if follows else layer_idx
-            gaps.append(Gap("block", first, layer_idx))
+            gaps.append(RepairSpan("block", first, layer_idx))
             continue
         kinds = [part.kind for part in block.sublayers if layer_idx in getattr(drop, part.kind)]
-        gaps += [Gap(kind, layer_idx, layer_idx) for kind in kinds]
+        gaps += [RepairSpan(kind, layer_idx, layer_idx) for kind in kinds]
     return gaps
 
 
-def num_block_runs(gaps: Sequence[Gap]) -> int:
-    """How many blocks each calibration token passes while the gaps are mended."""
+def num_block_runs(gaps: Sequence[RepairSpan]) -> int:
+    """How many blocks each calibration token passes while the gaps are repaired."""
     reached = [0, *(gap.first for gap in gaps)]
     return sum(gap.first - before + gap.last - gap.first + 1 for gap, before in zip(gaps, reached, strict=False))
 
@@ -112,7 +112,7 @@ def fit_repairs(
     prefix: Prefix | None = None,
     batch_tokens: int = BATCH_TOKENS,
     advance: Advance = unreported,
-) -> tuple[list[Repair], list[Fitted]]:
+) -> tuple[list[Repair], list[RepairFit]]:
     """Fit a bias or a map for every part that is out, in order, so that each reads the repaired ones before it.
 
     Args:
@@ -144,19 +144,21 @@ def fit_repairs(
     return repairs, fitted
 
 
-def _fit(gap: Gap, form: RepairForm, fit: Moments, held_out: Moments, metric: Tensor | None) -> tuple[Repair, Fitted]:
+def _fit(
+    gap: RepairSpan, form: RepairForm, fit: Moments, held_out: Moments, metric: Tensor | None
+) -> tuple[Repair, RepairFit]:
     both, metric = fit + held_out, None if metric is None else metric.to(fit.xx.device)
     if form.fit == "bias":
         error = squared_error(held_out, Affine(torch.zeros_like(fit.xy), fit.mean()))
-        return Repair(gap.kind, gap.first, both.mean()), Fitted(gap, None, explained(error, held_out))
+        return Repair(gap.kind, gap.first, both.mean()), RepairFit(gap, None, explained(error, held_out))
     strength, error = choose_strength(fit, held_out)
     full = solve(both, strength)
     if form.rank is None:
-        return Repair(gap.kind, gap.first, full.bias, full.weight), Fitted(gap, strength, explained(error, held_out))
+        return Repair(gap.kind, gap.first, full.bias, full.weight), RepairFit(gap, strength, explained(error, held_out))
     down, up, bias = limit_rank(fit, solve(fit, strength), strength, form.rank, metric)
     error = squared_error(held_out, Affine(down @ up, bias))
     down, up, bias = limit_rank(both, full, strength, form.rank, metric)
-    return Repair(gap.kind, gap.first, bias, down, up), Fitted(gap, strength, explained(error, held_out))
+    return Repair(gap.kind, gap.first, bias, down, up), RepairFit(gap, strength, explained(error, held_out))
 
 
 def explained(error: float, held_out: Moments) -> float:
@@ -170,7 +172,7 @@ Read = Callable[[Passes], tuple[Tensor, Tensor, Tensor]]
 """From what ran to (inputs, targets, stream afterwards), (B, T, ·) each."""
 
 
-def read_gap(gap: Gap, passes: Passes) -> tuple[Tensor, Tensor, Tensor]:
+def read_gap(gap: RepairSpan, passes: Passes) -> tuple[Tensor, Tensor, Tensor]:
     """What a part has read (its normed input, or a block's stream), what it has added, and the stream after it."""
     first, last = passes[gap.kind, gap.first], passes[gap.kind, gap.last]
     if isinstance(first, BlockPass):

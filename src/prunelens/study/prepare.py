@@ -6,8 +6,8 @@ from pathlib import Path
 from prunelens.models.model import Model
 from prunelens.progress import Reporter
 from prunelens.pruning.apply import apply
-from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.pruning.pruned import Calibration
+from prunelens.pruning.redundancy import Ranking, rank_redundancy
 from prunelens.study.calibration_texts import calibrate
 from prunelens.study.candidates import Candidate
 

@@ -293,8 +293,11 @@ def test_the_card_says_who_has_the_repair(
 ) -> None:
     prune(opened(family), recipe, tmp_path / "out", calibration=texts)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    carried, alone = "The weights carry it: every program that loads this checkpoint has it.", "only prunelens reads it"
-    assert (carried in card, alone in card, REPAIRS in card) == (in_weights, not in_weights, not in_weights)
+    in_biases, alone = (
+        "The weights carry it: every program that loads this checkpoint has it.",
+        "only prunelens reads it",
+    )
+    assert (in_biases in card, alone in card, REPAIRS in card) == (in_weights, not in_weights, not in_weights)
     assert "Repair: fitted on" in card
 
 

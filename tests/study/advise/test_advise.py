@@ -28,8 +28,8 @@ from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import NOTHING, Drop
 from prunelens.models.surgery.variant import Variant
 from prunelens.progress import silent
-from prunelens.pruning.importance import rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
+from prunelens.pruning.redundancy import rank_redundancy
 from prunelens.report.pages.advise import render_advice
 from prunelens.report.pages.rerender import render_again
 from prunelens.results import Advice

@@ -188,7 +188,7 @@ def test_recipes_equal_the_same_made_by_hand(dense: Model, dropped_and_masked: E
 
 
 def test_a_count_is_chosen_by_the_calibration(dense: Model, tmp_path: Path) -> None:
-    from prunelens.pruning.importance import rank_redundancy
+    from prunelens.pruning.redundancy import rank_redundancy
 
     text = "Birds sang in the garden."
     (tmp_path / "text.txt").write_text(text + "\n", encoding="utf-8")

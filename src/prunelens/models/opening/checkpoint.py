@@ -167,10 +167,10 @@ def _shards(index: Path) -> list[str]:
             "download it again"
         )
     shards = sorted(set(found.values()))
-    strange = [shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors")]
-    if strange:
+    unexpected = [shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors")]
+    if unexpected:
         raise PrunelensError(
-            f"expected {index} to name safetensors files in its own folder, found {strange[0][:120]}; convert the "
+            f"expected {index} to name safetensors files in its own folder, found {unexpected[0][:120]}; convert the "
             "checkpoint or download it again"
         )
     return shards

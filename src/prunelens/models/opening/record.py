@@ -11,7 +11,7 @@ from prunelens.models.anatomy.find import Anatomy
 from prunelens.models.anatomy.hooks import decoder_of, run_decoder
 from prunelens.models.anatomy.probe import probe_ids
 from prunelens.models.anatomy.proofs import is_close
-from prunelens.models.opening.repair_files import KEY, read_repairs, strange
+from prunelens.models.opening.repair_files import KEY, read_repairs, unexpected
 from prunelens.models.surgery.drop import NOTHING, Drop, attach, dropped, remove
 from prunelens.models.surgery.repairs import STREAM, Repair
 
@@ -48,15 +48,15 @@ def recorded_drop(config: Any) -> Drop:
     layers = config.get_text_config(decoder=True).num_hidden_layers
     dropped = record.get("dropped") if isinstance(record, dict) else None
     if not isinstance(dropped, dict) or set(dropped) != set(KINDS):
-        raise strange("lists of layers under dropped.attention and dropped.mlp", dropped)
+        raise unexpected("lists of layers under dropped.attention and dropped.mlp", dropped)
     for kind in KINDS:
         indices = dropped[kind]
         if not isinstance(indices, list) or len(indices) > layers:
-            raise strange(f"at most {layers} layers under dropped.{kind}", indices)
+            raise unexpected(f"at most {layers} layers under dropped.{kind}", indices)
         if not all(type(index) is int and 0 <= index < layers for index in indices):
-            raise strange(f"layers from 0 to {layers - 1} under dropped.{kind}", indices)
+            raise unexpected(f"layers from 0 to {layers - 1} under dropped.{kind}", indices)
         if len(set(indices)) != len(indices):
-            raise strange(f"each layer once under dropped.{kind}", indices)
+            raise unexpected(f"each layer once under dropped.{kind}", indices)
     return Drop(frozenset(dropped["attention"]), frozenset(dropped["mlp"]))
 
 
@@ -80,10 +80,10 @@ def remove_recorded(network: Any, anatomy: Anatomy, name: str, folder: Path | No
     there = {(part.kind, part.layer_idx) for block in anatomy.blocks for part in block.sublayers}
     absent = sorted({(kind, layer_idx) for kind in KINDS for layer_idx in getattr(drop, kind)} - there)
     if absent:
-        raise strange("layers that have the part under dropped", absent)
+        raise unexpected("layers that have the part under dropped", absent)
     for repair, _ in repairs:
         if repair.kind != STREAM and repair.layer_idx not in getattr(drop, repair.kind):
-            raise strange("repairs of sublayers that are dropped", f"{repair.kind} {repair.layer_idx}")
+            raise unexpected("repairs of sublayers that are dropped", f"{repair.kind} {repair.layer_idx}")
     inside = [
         (_in_stream_units(repair, anatomy) if carried else repair, carried)
         for repair, carried in repairs

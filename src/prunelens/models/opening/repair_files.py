@@ -22,22 +22,22 @@ FIELDS = ("bias", "down", "up")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def describe(repairs: Sequence[Repair], carried: dict[int, str]) -> list[dict[str, Any]]:
+def describe(repairs: Sequence[Repair], in_biases: dict[int, str]) -> list[dict[str, Any]]:
     """The list `repairs` of the entry in config.json."""
     return [
         {"kind": repair.kind, "layer_idx": repair.layer_idx}
-        | ({"parameter": carried[index]} if index in carried else {})
+        | ({"parameter": in_biases[index]} if index in in_biases else {})
         for index, repair in enumerate(repairs)
     ]
 
 
-def save_repairs(repairs: Sequence[Repair], carried: Collection[int], folder: Path) -> None:
+def save_repairs(repairs: Sequence[Repair], in_biases: Collection[int], folder: Path) -> None:
     """Write the tensors of repairs that no parameter carries."""
     tensors = {
         f"{index}.{field}": value.detach().cpu().contiguous()
         for index, repair in enumerate(repairs)
         for field in FIELDS
-        if index not in carried and (value := getattr(repair, field)) is not None
+        if index not in in_biases and (value := getattr(repair, field)) is not None
     }
     if tensors:
         save_file(tensors, folder / REPAIRS, metadata={"format": "pt"})
@@ -57,13 +57,13 @@ def read_repairs(network: Any, size: int, folder: Path | None) -> list[tuple[Rep
     record = getattr(network.config, KEY, None)
     entries = record.get("repairs", []) if isinstance(record, dict) else []
     if not isinstance(entries, list):
-        raise strange("a list of repairs", entries)
+        raise unexpected("a list of repairs", entries)
     layers = network.config.get_text_config(decoder=True).num_hidden_layers
     tensors = _tensors(folder) if any(not _parameter(entry) for entry in entries) else {}
     found = [_read(network, entry, index, tensors, size, layers) for index, entry in enumerate(entries)]
     places = [(repair.kind, repair.layer_idx) for repair in found]
     if len(set(places)) < len(places):
-        raise strange("one repair for each place", places)
+        raise unexpected("one repair for each place", places)
     return [(repair, bool(_parameter(entry))) for repair, entry in zip(found, entries, strict=True)]
 
 
@@ -92,13 +92,13 @@ def _read(network: Any, entry: Any, index: int, tensors: dict[str, Tensor], size
     )
     most = layers if kind == STREAM else layers - 1
     if kind not in ("attention", "mlp", STREAM) or type(layer_idx) is not int or not 0 <= layer_idx <= most:
-        raise strange("repairs of attention, mlp or stream at one of its layers", entry)
+        raise unexpected("repairs of attention, mlp or stream at one of its layers", entry)
     weight = network.get_input_embeddings().weight
     if name is not None:
         try:
             bias = network.get_parameter(name)
         except (AttributeError, TypeError) as error:
-            raise strange("a parameter of the model", name) from error
+            raise unexpected("a parameter of the model", name) from error
         values = [bias.detach(), None, None]
     else:
         values = [tensors.get(f"{index}.{field}") for field in FIELDS]
@@ -107,13 +107,13 @@ def _read(network: Any, entry: Any, index: int, tensors: dict[str, Tensor], size
     rank = shapes[1][-1] if shapes[1] else size
     maps = ([(size,), None, None], [(size,), (size, size), None], [(size,), (size, rank), (rank, size)])
     if bias is None or shapes not in maps:
-        raise strange(f"tensors of a map of {size} values for repair {index}", shapes)
+        raise unexpected(f"tensors of a map of {size} values for repair {index}", shapes)
     if not all(bool(torch.isfinite(one).all()) for one in (bias, down, up) if one is not None):
         raise PrunelensError(f"repair {index} holds NaN or infinite values; the file {REPAIRS} is damaged")
     return Repair(str(kind), layer_idx, bias, down, up)
 
 
-def strange(expected: str, found: Any) -> PrunelensError:
+def unexpected(expected: str, found: Any) -> PrunelensError:
     """What is said of an entry in config.json that this program does not write."""
     shown = repr(found)
     shown = shown if len(shown) <= 60 else f"{shown[:60]}…"

@@ -17,7 +17,7 @@ BiasParameters = Mapping[int, tuple[str, Tensor]]
 """By index among repairs: the name of a parameter, and the value with which it carries that repair."""
 
 
-def placed(repairs: Sequence[Repair], kept: Sequence[int]) -> list[Repair]:
+def renumbered(repairs: Sequence[Repair], kept: Sequence[int]) -> list[Repair]:
     """The repairs at their places in a checkpoint without the other blocks.
 
     Args:

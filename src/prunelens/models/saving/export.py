@@ -28,7 +28,7 @@ from prunelens.models.opening.quiet import quiet
 from prunelens.models.opening.record import record_of, recorded_drop
 from prunelens.models.opening.repair_files import KEY, REPAIRS, describe, save_repairs
 from prunelens.models.saving import nemotron_nas
-from prunelens.models.saving.bias_parameters import BiasParameters, bias_parameters, placed
+from prunelens.models.saving.bias_parameters import BiasParameters, bias_parameters, renumbered
 from prunelens.models.saving.cutting import check_blocks, check_cache, clean_config, cut_config, skeleton
 from prunelens.models.saving.reopening import checked_difference, logits_of, logits_on_reopening
 from prunelens.models.saving.zeroing import silencing_weights
@@ -67,7 +67,7 @@ def export(
     drop: Drop = NOTHING,
     experts: Mapping[int, Sequence[int]] = MappingProxyType({}),
     repairs: Sequence[Repair] = (),
-    carried: BiasParameters | None = None,
+    in_biases: BiasParameters | None = None,
     finish: Finish | None = None,
     layout: str = "transformers",
     card: str = "",
@@ -84,7 +84,7 @@ def export(
         experts: for each layer with experts, those that go.
         repairs: what stands in for parts of `drop`; a bias goes into a parameter where one is there for it, all else
             into a file of its own, which this program reads.
-        carried: what `bias_parameters` found for them; None to find it here.
+        in_biases: what `bias_parameters` found for them; None to find it here.
         finish: makes the final weights: called with the folder of the plain checkpoint and an empty one to fill.
         layout: `transformers`, or `nemotron-nas`, which leaves dropped sublayers out instead of zeroing them.
         card: text of README.md; none if empty.
@@ -102,16 +102,16 @@ def export(
     _check_asked(model, drop, repairs, finish, layout)
     files.check_target(target, is_export, WHAT)
     with quiet():
-        carried = bias_parameters(model, drop, repairs) if carried is None else carried
-        network = _laid_out(model, drop, experts, repairs, carried, (recipe, methods))
+        in_biases = bias_parameters(model, drop, repairs) if in_biases is None else in_biases
+        network = _laid_out(model, drop, experts, repairs, in_biases, (recipe, methods))
         if layout == nemotron_nas.MODEL_TYPE:
             nemotron_nas.check(network.config)
             finish = nemotron_nas.convert
-        with dropped(model.anatomy, drop, [repair for index, repair in enumerate(repairs) if index in carried]):
+        with dropped(model.anatomy, drop, [repair for index, repair in enumerate(repairs) if index in in_biases]):
             expected = logits_of(model.network, model)
         advance(1)
         with files.new_folder(target, is_export, WHAT) as temporary:
-            _write(network, model, temporary, finish, card, partial(save_repairs, repairs, set(carried)))
+            _write(network, model, temporary, finish, card, partial(save_repairs, repairs, set(in_biases)))
             advance(1)
             found = _logits_again(temporary, model, network, finish, layout)
             difference = checked_difference(expected, found, model.dtype, finish is None or layout != LAYOUTS[0])
@@ -181,7 +181,7 @@ def _laid_out(
     drop: Drop,
     experts: Mapping[int, Sequence[int]],
     repairs: Sequence[Repair],
-    carried: BiasParameters,
+    in_biases: BiasParameters,
     made_with: tuple[str, Sequence[dict[str, Any]]],
 ) -> Any:
     """A network of the same class with what stays, sharing its weights with the model."""
@@ -189,7 +189,7 @@ def _laid_out(
     state = _whole_state(model, config)
     for name in silencing_weights(model, drop):
         state[name] = torch.zeros_like(state[name])
-    state |= dict(carried.values())
+    state |= dict(in_biases.values())
     if experts:
         from prunelens.models.surgery.experts import sliced_experts
         from prunelens.models.surgery.mixtures import find_mixtures
@@ -210,8 +210,8 @@ def _laid_out(
         state = _renumbered(state, prefix, kept)
     _fill(network, state, model.name)
     attention, mlp = (frozenset(kept.index(old) for old in kinds - drop.block) for kinds in (drop.attention, drop.mlp))
-    names = {index: _new_name(name, prefix, kept) for index, (name, _) in carried.items()}
-    entries = describe(placed(repairs, kept), names)
+    names = {index: _new_name(name, prefix, kept) for index, (name, _) in in_biases.items()}
+    entries = describe(renumbered(repairs, kept), names)
     setattr(network.config, KEY, record_of(Drop(attention, mlp), *made_with, repairs=entries))
     if hasattr(model.network, "generation_config"):
         network.generation_config = copy.deepcopy(model.network.generation_config)

@@ -113,9 +113,9 @@ def read_back(folder: Path, kind: type, config: Any) -> Any:
     tied = set(network.all_tied_weights_keys)
     wanted = {name for name, _ in network.named_parameters(remove_duplicate=False) if not _belongs(name, drop)}
     if wanted - tied != set(state) - tied or len(blocks) != values["num_hidden_layers"]:
-        strange = sorted((wanted - tied) ^ (set(state) - tied))
+        unexpected = sorted((wanted - tied) ^ (set(state) - tied))
         raise PrunelensError(
-            f"expected one tensor for each parameter of the layout {MODEL_TYPE}, found {strange[:1]} to be missing or "
+            f"expected one tensor for each parameter of the layout {MODEL_TYPE}, found {unexpected[:1]} missing or "
             "unexpected; choose the layout transformers"
         )
     shapes = {name: weight.shape for name, weight in network.named_parameters(remove_duplicate=False)}

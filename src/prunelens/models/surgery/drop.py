@@ -20,7 +20,7 @@ from prunelens.models.anatomy.find import Anatomy
 from prunelens.models.anatomy.hooks import Call, input_tensor, replaced_forward
 from prunelens.models.anatomy.parts import Block, Link, Sublayer
 from prunelens.models.placement import counted_parameters
-from prunelens.models.surgery.repairs import NAME, Beside, Repair, Seat, find_repair
+from prunelens.models.surgery.repairs import NAME, BlockRepair, Repair, RepairSite, find_repair
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def remove(anatomy: Anatomy, drop: Drop, repairs: Sequence[Repair] = ()) -> None
         block = anatomy.blocks[layer_idx]
         repair = find_repair(repairs, "block", layer_idx)
         if repair is not None:
-            block.module.forward = Beside(repair, block.module.forward, before=False).run
+            block.module.forward = BlockRepair(repair, block.module.forward, before=False).run
         for part in block.sublayers:
             for strand in part.strands:
                 for link in strand.links:
@@ -77,7 +77,7 @@ def attach(anatomy: Anatomy, repair: Repair) -> None:
     """Let a repair of kind `STREAM` be part of the network: after the block before it, or before the first."""
     before = repair.layer_idx == 0
     block = anatomy.blocks[0 if before else repair.layer_idx - 1].module
-    block.forward = Beside(repair, block.forward, before).run
+    block.forward = BlockRepair(repair, block.forward, before).run
     block.add_module(f"{NAME}_before" if before else NAME, repair)
 
 
@@ -108,7 +108,7 @@ def _forwards_without(
         if block.layer_idx in drop.block:
             repair = find_repair(repairs, "block", block.layer_idx)
             silent = _identity(block)
-            forwards[block.module] = silent if repair is None else Beside(repair, silent, before=False).run
+            forwards[block.module] = silent if repair is None else BlockRepair(repair, silent, before=False).run
             continue
         for part in block.sublayers:
             if block.layer_idx in getattr(drop, part.kind):
@@ -173,7 +173,7 @@ def _seated(block: Block, part: Sublayer, repair: Repair) -> dict[nn.Module, Cal
     """Forwards that put a repair in the place of a sublayer; what it reads is normed as before."""
     links = part.links[part.chain.index(part.body[0]) :]
     first, last = links[0].module, links[-1].module
-    seat = Seat(repair, _nothing(links[0], part, part), part.residual_at, part.scale, links[-1].returned)
+    seat = RepairSite(repair, _nothing(links[0], part, part), part.residual_at, part.scale, links[-1].returned)
     forwards = {
         link.module: _nothing(link, strand, part) if link.module in part.body else _unchanged(link)
         for strand in part.strands

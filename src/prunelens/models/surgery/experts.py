@@ -93,10 +93,10 @@ def check_dropped(model: Model, mixtures: Mapping[int, Mixture], dropped: Mappin
                 f"expected a layer of {model.name} with a mixture of experts ({sorted(mixtures)}), found {layer_idx}"
             )
         mixture = mixtures[layer_idx]
-        strange = sorted(set(experts) - set(range(mixture.num_experts)))
-        if strange:
+        unexpected = sorted(set(experts) - set(range(mixture.num_experts)))
+        if unexpected:
             raise PrunelensError(
-                f"expected experts from 0 to {mixture.num_experts - 1} in layer {layer_idx}, found {strange[0]}"
+                f"expected experts from 0 to {mixture.num_experts - 1} in layer {layer_idx}, found {unexpected[0]}"
             )
         check_kept(mixture, mixture.kept(experts))
 

@@ -74,7 +74,7 @@ def find_repair(repairs: Iterable[Repair], kind: str, layer_idx: int) -> Repair 
 
 
 @dataclass
-class Seat:
+class RepairSite:
     """Runs in place of the modules of a repaired sublayer; its methods, bound to it, are copied with the network.
 
     Attributes:
@@ -117,7 +117,7 @@ class Seat:
 
 
 @dataclass
-class Beside:
+class BlockRepair:
     """Runs a block and adds a map of the stream, after it or before it; copied with the network."""
 
     repair: Repair

@@ -20,7 +20,7 @@ class BaseStep(BaseModel):
     Attributes:
         takes_indices: whether METHOD@INDEX names parts.
         drops_parts: whether it takes attentions, MLPs or blocks out and leaves all weights as they are.
-        mends_drops: whether it needs drops before it, and none after it.
+        repairs_drops: whether it needs drops before it, and none after it.
         makes_zeros: whether it sets single weights to zero.
         only_once: whether a recipe holds at most one.
         comes_last: why nothing may come after it; empty where something may.
@@ -30,7 +30,7 @@ class BaseStep(BaseModel):
 
     takes_indices: ClassVar[bool] = False
     drops_parts: ClassVar[bool] = False
-    mends_drops: ClassVar[bool] = False
+    repairs_drops: ClassVar[bool] = False
     makes_zeros: ClassVar[bool] = False
     only_once: ClassVar[bool] = False
     comes_last: ClassVar[str] = ""
@@ -137,8 +137,8 @@ def words(items: list[str], known: tuple[str, ...], example: str, part: str, lis
     Raises:
         ValueError: an unknown word, or one that is given twice.
     """
-    strange = [item for item in items if item not in known or items.count(item) > 1]
-    if strange:
+    unexpected = [item for item in items if item not in known or items.count(item) > 1]
+    if unexpected:
         raise ValueError(
             f"expected {example}, and {listed or ' or '.join(known)} after a comma, found {shown(part.strip())}"
         )

@@ -15,8 +15,8 @@ from prunelens.pruning.steps.base import BaseStep, number, words
 if TYPE_CHECKING:
     from prunelens.models.model import Model
     from prunelens.models.surgery.drop import Drop
-    from prunelens.pruning.importance import Ranking
     from prunelens.pruning.pruned import Pruned, StepInputs
+    from prunelens.pruning.redundancy import Ranking
 
 DropMethod = Literal["drop-attention", "drop-mlp", "drop-block", "drop-sublayers"]
 DROPS: tuple[DropMethod, ...] = get_args(DropMethod)
@@ -176,7 +176,7 @@ class DropStep(BaseStep):
 
     def _one_by_one(self, pruned: "Pruned", inputs: "StepInputs") -> "Drop":
         from prunelens.models.surgery.drop import dropped
-        from prunelens.pruning.importance import rank_redundancy
+        from prunelens.pruning.redundancy import rank_redundancy
 
         assert self.count is not None
         drop, model, texts = pruned.drop, pruned.model, inputs.calibration.texts

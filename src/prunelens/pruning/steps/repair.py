@@ -30,7 +30,7 @@ class RepairStep(BaseStep):
     `folded` lets the map act on what the sublayer before the cut writes, so that its weights carry it.
     """
 
-    mends_drops: ClassVar[bool] = True
+    repairs_drops: ClassVar[bool] = True
     only_once: ClassVar[bool] = True
 
     method: Literal["repair"]

@@ -111,7 +111,7 @@ def _layout(steps: np.ndarray, highest: float, prompts: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SplitRow:
-    """A range of steps: the KL read, the KL run freely, what is added, and how many prompts had not parted."""
+    """A range of steps: the KL read, the KL run freely, what is added, and how many prompts had not diverged."""
 
     steps: str
     alone: str

@@ -9,7 +9,7 @@ from prunelens.study.store import Run
 
 
 @dataclass(frozen=True)
-class Beside:
+class Compared:
     """One quantity, forecast and measured."""
 
     predicted: str
@@ -22,11 +22,11 @@ class DraftRow:
     """One compressed model; `sentence` says where forecast and measurement part, or why nothing was measured."""
 
     model: int
-    acceptance: Beside
-    tokens: Beside
-    drafting: Beside
-    checking: Beside
-    speedup: Beside
+    acceptance: Compared
+    tokens: Compared
+    drafting: Compared
+    checking: Compared
+    speedup: Compared
     sentence: str
 
 
@@ -62,13 +62,13 @@ def _row(run: Run, index: int, found: Mapping[str, Any]) -> DraftRow:
     speed = known.get("speedup")
     return DraftRow(
         index,
-        Beside(percent(found["acceptance"]), percent(known.get("acceptance")), judged),
-        Beside(number(expected), number(known.get("tokens_per_dense_call"))),
-        Beside(number(found["cost_ratio"]), number(known.get("cost_ratio"))),
-        Beside("1", number(known.get("check_ratio"))),
-        Beside(number(found["speedup"]), number(speed["value"]), interval(speed))
+        Compared(percent(found["acceptance"]), percent(known.get("acceptance")), judged),
+        Compared(number(expected), number(known.get("tokens_per_dense_call"))),
+        Compared(number(found["cost_ratio"]), number(known.get("cost_ratio"))),
+        Compared("1", number(known.get("check_ratio"))),
+        Compared(number(found["speedup"]), number(speed["value"]), interval(speed))
         if speed
-        else Beside(number(found["speedup"]), DASH),
+        else Compared(number(found["speedup"]), DASH),
         _explained(found, measured, expected) if measured else _unmeasured(run, label),
     )
 

@@ -168,9 +168,7 @@ class _Advising:
             try_rankings(search)
             search.together()
         except OutOfTimeError:
-            search.notes.append(
-                f"the budget of {self.budget:g} minutes ended the search; the same command goes on where it stopped"
-            )
+            search.notes.append(f"the budget of {self.budget:g} minutes ended the search; the same command resumes it")
 
     def _calibration(self) -> Sequence[Sequence[int]]:
         if self._texts is None:

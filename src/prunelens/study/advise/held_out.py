@@ -12,7 +12,7 @@ from prunelens.metrics.statistics import mean_interval
 from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop
 from prunelens.models.surgery.variant import Variant
-from prunelens.pruning.importance import Ranking
+from prunelens.pruning.redundancy import Ranking
 from prunelens.study.evaluate.scores import as_dict
 from prunelens.tracing.forced import Trajectory, forced_states
 

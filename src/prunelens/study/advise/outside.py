@@ -4,9 +4,9 @@ from typing import Any
 
 from prunelens.models.surgery.drop import NOTHING
 from prunelens.pruning.choosing import drop_of
-from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.pruning.methods import COSINE, Method, method_named
 from prunelens.pruning.plugins import outside
+from prunelens.pruning.redundancy import Ranking, rank_redundancy
 from prunelens.study.advise.goal import DROPS
 from prunelens.study.advise.search import PATIENCE, Search, recipe_of
 

@@ -62,6 +62,6 @@ def check_inputs(compressed: Sequence[Compressible], settings: dict[str, Any]) -
 
 def _check_attribute(chosen: Settings, candidates: Sequence[Candidate]) -> None:
     labels = [candidate.label for candidate in candidates]
-    strange = [] if isinstance(chosen.attribute, bool) else sorted(set(chosen.attribute) - set(labels))
-    if strange:
-        raise PrunelensError(f"expected to attribute one of {', '.join(labels)}, found {strange[0]!r}")
+    unexpected = [] if isinstance(chosen.attribute, bool) else sorted(set(chosen.attribute) - set(labels))
+    if unexpected:
+        raise PrunelensError(f"expected to attribute one of {', '.join(labels)}, found {unexpected[0]!r}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prunelens.pruning.importance import Ranking
+from prunelens.pruning.redundancy import Ranking
 from prunelens.tracing.free import SampledText
 from prunelens.tracing.generate import Continuation
 

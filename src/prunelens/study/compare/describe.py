@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from prunelens.models.model import Model
-from prunelens.pruning.importance import Ranking
 from prunelens.pruning.pruned import Pruned
+from prunelens.pruning.redundancy import Ranking
 from prunelens.study.candidates import Candidate
 from prunelens.study.compare.schemas import RUN, STAT_COLUMNS
 from prunelens.study.compare.settings import Settings

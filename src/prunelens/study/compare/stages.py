@@ -14,8 +14,8 @@ from prunelens.metrics.head import Pair, stream_pairs
 from prunelens.metrics.survival import common_prefix
 from prunelens.models.model import Model
 from prunelens.progress import Advance, Reporter
-from prunelens.pruning.importance import Ranking
 from prunelens.pruning.pruned import Calibration
+from prunelens.pruning.redundancy import Ranking
 from prunelens.study.calibration_texts import with_repair_texts
 from prunelens.study.candidates import Candidate
 from prunelens.study.compare.dense_texts import DenseTexts
@@ -262,19 +262,19 @@ class Stages:
         free: list[Continuation],
         agreed: list[list[int]],
     ) -> None:
-        trajectories, left, right, parted = [], [], [], []
+        trajectories, left, right, diverged = [], [], [], []
         for index, (dense, own) in enumerate(zip(greedy, free, strict=True)):
             steps = min(len(dense.token_ids), len(own.token_ids))
             tokens = tuple(dense.token_ids[:steps])
             trajectories.append(Trajectory(index, "free", self.prompts[index].token_ids, tokens, dense.ended))
             left.append(dense.states[:steps])
             right.append(own.states[:steps])
-            parted.append(common_prefix(dense.token_ids, own.token_ids, self.settings.max_new_tokens))
+            diverged.append(common_prefix(dense.token_ids, own.token_ids, self.settings.max_new_tokens))
         token_ids = torch.tensor([token for trajectory in trajectories for token in trajectory.token_ids])
         advance = self.reporter(f"comparing {candidate.label} in free running", len(token_ids))
         pair = Pair(torch.cat(right), candidate.variant(self.dense).model.head)
         stats = self._stream(torch.cat(left), [pair], token_ids, advance)[0]
-        rows = steps_rows(candidate.label, self.prompts, trajectories, stats, parted=parted)
+        rows = steps_rows(candidate.label, self.prompts, trajectories, stats, diverged=diverged)
         self.parts["steps"].append(rows)
         self.parts["continuations"].append(
             continuation_rows(candidate.label, "greedy", self.prompts, free, self.dense, agreed)

@@ -43,7 +43,7 @@ def steps_rows(
     trajectories: Sequence[Trajectory],
     stats: Stats,
     traces: Sequence[str] | None = None,
-    parted: Sequence[int] | None = None,
+    diverged: Sequence[int] | None = None,
 ) -> pa.Table:
     """Rows of `steps` for consecutive trajectories.
 
@@ -53,12 +53,12 @@ def steps_rows(
         trajectories: whose steps `stats` holds, one after the other.
         stats: row statistics.
         traces: another name of each trace (`free`).
-        parted: number of tokens each free text has in common with the dense one.
+        diverged: number of tokens each free text has in common with the dense one.
     """
     lengths = [len(trajectory.token_ids) for trajectory in trajectories]
     step = np.concatenate([np.arange(1, length + 1) for length in lengths] or [np.zeros(0, int)])
     starts = [len(trajectory.prompt_ids) for trajectory in trajectories]
-    differ = np.repeat(parted, lengths) < step - 1 if parted is not None else np.zeros(len(step), bool)
+    differ = np.repeat(diverged, lengths) < step - 1 if diverged is not None else np.zeros(len(step), bool)
     names = traces or [trajectory.trace for trajectory in trajectories]
     columns: dict[str, Any] = {
         "compressed": [label] * len(step),

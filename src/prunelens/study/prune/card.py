@@ -34,7 +34,7 @@ def model_card(
         findings: what `compare` said of it.
         in_weights: whether every program that loads the checkpoint has its repairs, if there are any.
     """
-    carried = IN_WEIGHTS if in_weights else IN_FILE
+    place = IN_WEIGHTS if in_weights else IN_FILE
     calibrated = str(calibration) if calibration else "the dense model's own greedy texts on the core prompts"
     lines = [
         "---",
@@ -57,7 +57,7 @@ def model_card(
         lines += [f"Calibration: {_text(calibrated)}.", ""]
     if recipe.repair is not None:
         fitted = str(calibration) if calibration else "samples of the dense model on prompts of their own"
-        lines += [f"Repair: fitted on {_text(fitted)}. {carried}", ""]
+        lines += [f"Repair: fitted on {_text(fitted)}. {place}", ""]
     lines += [f"- {_text(note)}" for note in notes]
     lines += ["", "## What was found against the dense model", ""]
     lines += _found(findings) if findings else ["Nothing was measured. `prunelens compare` measures it."]

@@ -102,9 +102,9 @@ def _pruned(
     sparsities = plain.zero_share, zero_share(model.anatomy.blocks)
     stored = _as_stored(plain)
     with quiet():
-        carried = bias_parameters(stored.model, stored.drop, stored.repairs)
-    finish = _Quantizer(stored, carried, quantized) if quantized else None
-    in_weights = len(carried) == len(stored.repairs)
+        in_biases = bias_parameters(stored.model, stored.drop, stored.repairs)
+    finish = _Quantizer(stored, in_biases, quantized) if quantized else None
+    in_weights = len(in_biases) == len(stored.repairs)
     whole = (*(finish.notes if finish else ()), *(() if in_weights else (NEEDS_US,)), *_about_other_inputs(model))
     notes = (*model.notes, *about, *plain.notes, *whole)
     card, fault = rendered(findings, lambda found: model_card(model, recipe, calibration, notes, found, in_weights))
@@ -114,7 +114,7 @@ def _pruned(
         plain.drop,
         plain.experts,
         stored.repairs,
-        carried,
+        in_biases,
         finish=finish,
         layout=layout,
         card=card or "",
@@ -130,7 +130,7 @@ def _pruned(
     return PruneResult(
         folder=str(target),
         recipe=str(recipe),
-        parameters=plain.num_parameters - _num_taken_in(stored, carried),
+        parameters=plain.num_parameters - _num_taken_in(stored, in_biases),
         dense_parameters=dense_parameters,
         num_bytes=exported.num_bytes,
         dense_bytes=model.weight_bytes,
@@ -189,9 +189,9 @@ def _as_stored(pruned: Pruned) -> Pruned:
     return replace(pruned, model=twin, repairs=tuple(repair.in_dtype(twin.dtype) for repair in pruned.repairs))
 
 
-def _num_taken_in(pruned: Pruned, carried: Iterable[int]) -> int:
+def _num_taken_in(pruned: Pruned, in_biases: Iterable[int]) -> int:
     """Numbers of the maps of cut blocks that a parameter of another sublayer carries."""
-    return sum(pruned.repairs[index].num_parameters for index in carried if pruned.repairs[index].kind == "block")
+    return sum(pruned.repairs[index].num_parameters for index in in_biases if pruned.repairs[index].kind == "block")
 
 
 class _Quantizer:
@@ -202,11 +202,11 @@ class _Quantizer:
         notes: what a reader should know, such as what stays as it is.
     """
 
-    def __init__(self, pruned: Pruned, carried: Iterable[int], step: QuantizeStep) -> None:
+    def __init__(self, pruned: Pruned, in_biases: Iterable[int], step: QuantizeStep) -> None:
         from prunelens.pruning.quantize import quantization_notes
 
         self._pruned = pruned
-        self._in_weights = [pruned.repairs[index] for index in carried]
+        self._in_weights = [pruned.repairs[index] for index in in_biases]
         self._to = step.to
         self.max_difference = 0.0
         self.notes = tuple(quantization_notes(pruned.model, step.to))

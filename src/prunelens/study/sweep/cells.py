@@ -16,10 +16,10 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import load
 from prunelens.progress import silent
 from prunelens.pruning.calibration import read_calibration
-from prunelens.pruning.importance import Ranking
 from prunelens.pruning.methods import Reference
 from prunelens.pruning.plugins import load_again
 from prunelens.pruning.pruned import Calibration
+from prunelens.pruning.redundancy import Ranking
 from prunelens.study.calibration_texts import own_texts, with_repair_texts
 from prunelens.study.candidates import Candidate, open_candidates
 from prunelens.study.compare.dense_texts import DenseTexts

@@ -120,7 +120,7 @@
   function drawOwn(node, written, parts) {
     const common = data.free[model].agreed[prompt];
     const ids = written.tokens[prompt];
-    const children = ids.map((id, index) => tokenNode(id, parts && index >= common ? "parted" : ""));
+    const children = ids.map((id, index) => tokenNode(id, parts && index >= common ? "diverged" : ""));
     if (parts) children.splice(common, 0, make("span", "part", `diverges at token ${common + 1}`));
     children.push(make("span", "end", written.ended[prompt] ? `ended with EOS after ${ids.length} tokens` : `cut at ${ids.length} tokens`));
     node.replaceChildren(...children);

@@ -8,8 +8,8 @@ from conftest import tiny_model
 from prunelens.errors import PrunelensError
 from prunelens.models.surgery.drop import Drop
 from prunelens.pruning.apply import apply
-from prunelens.pruning.importance import Ranking, rank_redundancy
 from prunelens.pruning.recipe import parse_recipe
+from prunelens.pruning.redundancy import Ranking, rank_redundancy
 
 SEQUENCES = [[5, 9, 33, 71, 8], [4, 90], [17, 3, 3, 60, 61, 62, 88, 12], [20]]
 
