@@ -341,7 +341,11 @@ def test_a_dtype_or_device_is_refused_before_a_model_is_read(
     (place / "study.yaml").write_text(json.dumps(STUDY | {name: value}), encoding="utf-8")
     argv = ["study.yaml"] if command == "sweep" else ["checkpoint", "--for", "retrieval", f"--{name}", value]
     said = refuses(place, monkeypatch, capsys, command, *argv, "-o", "deep/out")
-    expected = "a device such as" if value == "meta" else {"dtype": "a dtype of", "device": "auto or a device"}[name]
+    expected = (
+        "a device such as"
+        if value == "meta"
+        else {"dtype": "a dtype of", "device": "auto or an available device"}[name]
+    )
     assert said.startswith(f"expected {expected}")
 
 
@@ -494,8 +498,8 @@ def test_a_page_that_cannot_be_made_loses_nothing(tmp_path: Path, monkeypatch: p
 
 
 PAGES = {
-    "evaluate": "evaluation_page.render_evaluation",
-    "sweep": "sweep_page.render_sweep",
+    "evaluate": "pages.evaluate.render_evaluation",
+    "sweep": "pages.sweep.render_sweep",
 }
 
 

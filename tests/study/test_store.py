@@ -68,7 +68,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 @pytest.mark.parametrize("rows", [0, 1, 50])
 def test_a_run_comes_back_as_it_was(tmp_path: Path, rows: int) -> None:
-    found = read_run(store(tmp_path / "run", rows))
+    found = read_run(store(tmp_path / "run", rows), RUN)
     expected = run(rows)
     assert found.info == INFO
     assert set(found.tables) == set(SCHEMAS)
@@ -107,7 +107,7 @@ def test_numbers_that_json_does_not_know_are_null_with_a_reason(tmp_path: Path, 
 
 
 def test_a_run_may_live_in_a_folder_named_like_a_setting(tmp_path: Path) -> None:
-    found = read_run(store(tmp_path / "seed=1" / "run"))
+    found = read_run(store(tmp_path / "seed=1" / "run"), RUN)
     assert found.tables["steps"].equals(run().tables["steps"])
 
 
@@ -169,18 +169,18 @@ def test_an_earlier_run_is_replaced_whole(tmp_path: Path) -> None:
         write_run(run(3), temporary)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert not (target / "extra.txt").exists()
-    assert read_run(target).tables["steps"].num_rows == 3
+    assert read_run(target, RUN).tables["steps"].num_rows == 3
 
 
 def test_an_earlier_run_of_another_version_may_be_replaced(tmp_path: Path) -> None:
     target = store(tmp_path / "run")
     (target / "run.json").write_text(json.dumps(INFO | {"format_version": 99}))
-    assert read_run(store(target)).info["format_version"] == RUN.version
+    assert read_run(store(target), RUN).info["format_version"] == RUN.version
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    read_run(store(tmp_path / "run"))
+    read_run(store(tmp_path / "run"), RUN)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -189,7 +189,7 @@ def test_a_link_to_a_run_leaves_that_run_alone(tmp_path: Path) -> None:
     before = tree(tmp_path / "first")
     (tmp_path / "latest").symlink_to("first")
     store(tmp_path / "latest", rows=3)
-    assert read_run(tmp_path / "latest").tables["steps"].num_rows == 3
+    assert read_run(tmp_path / "latest", RUN).tables["steps"].num_rows == 3
     if not (tmp_path / "latest").is_symlink():
         assert tree(tmp_path / "first") == before
     assert {path.name for path in tmp_path.iterdir()} == {"first", "latest"}
@@ -231,7 +231,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path, make: Callable[[Path], A
 
 def test_the_current_folder_is_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    read_run(store(Path("run")))
+    read_run(store(Path("run")), RUN)
     RUN.probe_target(Path("run"))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -322,6 +322,6 @@ def test_a_damaged_run_is_refused(tmp_path: Path, damage: Callable[[Path], Any],
     target = store(tmp_path / "run")
     damage(target)
     with pytest.raises(PrunelensError, match=said) as caught:
-        read_run(target)
+        read_run(target, RUN)
     assert str(target) in str(caught.value)
     assert "expected a run" in str(caught.value) or "run compare again" in str(caught.value)

@@ -127,14 +127,14 @@ def test_a_folder_of_the_name_of_a_task_does_not_block_it(tmp_path: Path, monkey
 
 def test_without_the_harness_names_cannot_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "find_spec", lambda name: None)
-    harness_names.cache_clear()
+    names._harness_files.cache_clear()
     try:
         assert harness_names() == frozenset()
         assert parse_tasks("whatever").harness == ("whatever",)
         with pytest.raises(PrunelensError, match="core_choice"):
             parse_tasks("core_chioce")
     finally:
-        harness_names.cache_clear()
+        names._harness_files.cache_clear()
 
 
 @pytest.mark.parametrize("tasks", ["arc_easyy", "a\0b", "x" * 300, {"retrieval": ["gsm9k"]}])

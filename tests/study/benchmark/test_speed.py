@@ -57,7 +57,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, *factors: float) -> None:
         seconds = factors[next(calls) % len(factors)]
         return Timing(seconds, 2 * seconds, CacheSize(0, 0, ()))
 
-    monkeypatch.setattr(speed_module, "run_once", time_once)
+    monkeypatch.setattr(speed_module, "time_once", time_once)
 
 
 # --- what is run -------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_repeats_are_interleaved_and_all_models_read_the_same(monkeypatch: pytes
         seen.append(("dense" if variant.model is dense else "other", ids))
         return own(variant, ids, context)
 
-    monkeypatch.setattr(speed_module, "run_once", watched)
+    monkeypatch.setattr(speed_module, "time_once", watched)
     steps: list[int] = []
     measure_speeds({"a": Variant(dense), "b": Variant(other)}, SMALL, steps.append)
     assert [name for name, _ in seen] == ["dense", "other"] * 4
@@ -112,7 +112,7 @@ def test_the_seed_chooses_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(ids)
         return Timing(1.0, 1.0, CacheSize(0, 0, ()))
 
-    monkeypatch.setattr(speed_module, "run_once", watched)
+    monkeypatch.setattr(speed_module, "time_once", watched)
     model = tiny_model()
     for seed in (0, 0, 1):
         measured(Variant(model), settings=replace(SMALL, seed=seed))
@@ -309,7 +309,7 @@ def test_full_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> Timing:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(speed_module, "run_once", full)
+    monkeypatch.setattr(speed_module, "time_once", full)
     with pytest.raises(PrunelensError, match=r"dense has no memory for 2 x \(10 \+ 3\) tokens; lower --batch-size"):
         measured(Variant(tiny_model()))
 

@@ -546,7 +546,7 @@ def test_the_command_prunes_and_prints(cli: Cli, tmp_path: Path) -> None:
     assert "12.47 %" in text
     assert "50.000 %" in text
     assert "The zeros of a mask are stored" in text
-    assert "Sublayers that are out are saved as zeros" in text
+    assert "Dropped sublayers are saved as zeros" in text
     assert "The checkpoint: a/out" in text
     assert torch.equal(
         logits(reopened(tmp_path / "a" / "out")),
