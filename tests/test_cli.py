@@ -1167,7 +1167,7 @@ def test_the_installed_command_prints_one_json_object(finished: tuple[Path, str,
     assert (answer["run"], answer["report"]) == ("run", "run/report.html")
     assert [record["compressed"] for record in answer["summary"]] == ["drop-attention:1"]
     assert stdout.count("\n") == 1
-    assert stderr == ""
+    assert without_progress(stderr) == ""
     assert {path.name for path in run.iterdir()} == TABLES | {"run.json", "report.html"}
     assert {path.name for path in run.parent.iterdir()} == {"model", "prompts.txt", "run"}
     info = json.loads((run / "run.json").read_text(encoding="utf-8"))

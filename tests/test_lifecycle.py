@@ -292,7 +292,7 @@ def test_no_output_in_or_around_the_model(
     with pytest.raises(SystemExit) as stop:
         prunelens.cli.main.main()
     assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert without_progress(capsys.readouterr().err).count("\n") == 1
     assert sorted(place.rglob("*")) == before
 
 
@@ -323,7 +323,7 @@ def refuses(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     with pytest.raises(SystemExit) as stop:
         prunelens.cli.main.main()
     said = capsys.readouterr()
-    assert (stop.value.code, said.out, said.err.count("\n")) == (2, "", 1), said.err
+    assert (stop.value.code, said.out, without_progress(said.err).count("\n")) == (2, "", 1), said.err
     assert sorted(place.rglob("*")) == before
     return said.err.removeprefix("prunelens: ").rstrip("\n")
 
@@ -523,7 +523,7 @@ def test_no_page_that_cannot_be_made_loses_anything(
         patch.setattr(sys, "argv", ["prunelens", command, *argv])
         with pytest.raises(SystemExit) as stop:
             prunelens.cli.main.main()
-    said = capsys.readouterr().err
+    said = without_progress(capsys.readouterr().err)
     folder = Path("out")
     assert (stop.value.code, said.count("\n")) == (2, 1), said
     assert (
