@@ -547,7 +547,7 @@ def test_a_summary_that_cannot_be_made_loses_no_table(
         patch.setattr(f"prunelens.study.compare.stages.{failing}", lambda *given: 1 / 0)
         with pytest.raises(SystemExit) as stop:
             prunelens.cli.main.main()
-    said = capsys.readouterr().err
+    said = without_progress(capsys.readouterr().err)
     assert (stop.value.code, said.count("\n")) == (2, 1), said
     assert "the summary could not be made (ZeroDivisionError: division by zero); the tables" in said
     steps = pq.read_table("deep/run/steps.parquet")
@@ -576,7 +576,7 @@ def test_a_model_card_that_cannot_be_made_loses_no_checkpoint(
                 patch.setattr("prunelens.study.prune.prune.model_card", lambda *given: 1 / 0)
             with pytest.raises(SystemExit) as stop:
                 prunelens.cli.main.main()
-        said = capsys.readouterr().err
+        said = without_progress(capsys.readouterr().err)
         assert (stop.value.code, said.count("\n")) == ((2, 1) if fails else (0, 0)), said
         trees.append({path.name: path.read_bytes() for path in Path("new").iterdir()})
         if fails:
