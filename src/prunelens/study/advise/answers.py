@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,8 @@ class AnswerCache:
             OutOfTimeError: it is not there, and the time is over.
         """
         path = self.folder / f"{key_of(question)}.json"
-        try:
+        with suppress(PrunelensError, KeyError, TypeError):  # not there, or damaged: it is asked anew
             return read_json(path, "an answer", finite=False)["answer"]
-        except (PrunelensError, KeyError, TypeError):
-            pass  # not there, or damaged: it is asked anew
         if self._seconds is not None and self.spent > self._seconds:
             raise OutOfTimeError
         found = answer()
