@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from test_page import SETTINGS, asked
 
+import prunelens.report.terminal.screen as screen_module
 from conftest import tiny_model
 from prunelens import Comparison, compare
 from prunelens.report.terminal.compare import print_result
@@ -178,3 +179,14 @@ def test_a_sweep_is_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert "12.3" in text
     print_sweep(info | {"summary": [failed, *cells]}, full=True)
     assert "drop-attention:29" in "\n".join(screen(capsys))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_the_next_command_needs_is_said(
+    found: Comparison, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setattr(screen_module, "find_spec", lambda name: object() if installed else None)
+    print_result(found.tables, found.info, Path("run/report.html"), 93.0, "prunelens evaluate tiny drop-mlp:1")
+    last = screen(capsys)[-1]
+    assert (last == "Next: prunelens evaluate tiny drop-mlp:1") == installed
+    assert ("pip install 'prunelens[tasks]'" in last) != installed

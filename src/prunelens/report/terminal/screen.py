@@ -1,6 +1,7 @@
 """The one way to the terminal: no model, file or label can steer it, whatever a table or a note is made of."""
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,5 @@ def closing(screen: Console, page: Path | None, remarks: Iterable[str], seconds:
         screen.print(Text(f"Took {in_words(seconds)}."))
     if following:
         screen.print(Text(f"Next: {printable(following)}"), soft_wrap=True)
+        if following.startswith("prunelens evaluate") and find_spec("lm_eval") is None:
+            screen.print(Text("      (first: pip install 'prunelens[tasks]')"))
