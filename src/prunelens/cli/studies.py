@@ -22,6 +22,7 @@ from prunelens.cli.options import (
     Out,
     Plugin,
     Trust,
+    libraries,
     opened,
     print_json,
     slug,
@@ -77,6 +78,7 @@ def evaluate(
     }
     target = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(dense)}-tasks"
     with progress() as reporter:
+        libraries(reporter)
         from prunelens.api import evaluate as run_evaluate
         from prunelens.study.evaluate.evaluate import check_evaluation
         from prunelens.study.evaluate.tables import EVALUATION
@@ -119,6 +121,7 @@ def sweep(
     parsed = read_study(study)
     target = output or Path("runs") / slug(study.stem)
     with progress() as reporter:
+        libraries(reporter)
         from prunelens.api import sweep as run_sweep
 
         result = run_sweep(parsed, target, executor, workers, address, retry_failed, reporter)
@@ -160,6 +163,7 @@ def advise(
     """Find the strongest compression that keeps a use. A killed search resumes."""
     start = time.perf_counter()
     with progress() as reporter:
+        libraries(reporter)
         from prunelens.api import advise as run_advise
         from prunelens.files import check_apart
         from prunelens.models.opening.loading import check_opening
