@@ -88,6 +88,8 @@ def visible(text: str) -> str:
     """Text with line ends, tabs, control and direction characters shown."""
     if not text:
         return "∅"
+    if text.isprintable():  # nothing that is shown otherwise is
+        return text
     return "".join(_visible_character(character) for character in text)
 
 

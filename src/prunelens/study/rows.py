@@ -19,15 +19,21 @@ def column(table: pa.Table, name: str) -> np.ndarray:
     return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
+def prompt_runs(table: pa.Table) -> list[tuple[str, int, int]]:
+    """(prompt_id, first row, row after the last) of each stretch of rows of one prompt, in order."""
+    if not table.num_rows:
+        return []
+    ids = table["prompt_id"].combine_chunks()
+    same = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    starts = np.concatenate([[0], np.nonzero(~same.astype(bool))[0] + 1])
+    ends = [*starts[1:].tolist(), table.num_rows]
+    return list(zip(ids.take(pa.array(starts)).to_pylist(), starts.tolist(), ends, strict=True))
+
+
 def by_prompt(table: pa.Table, *names: str) -> list[tuple[Any, ...]]:
     """(prompt_id, one array per column) for each prompt, in order."""
-    ids = table["prompt_id"].to_pylist()
     values = [column(table, name) for name in names]
-    starts = [row for row in range(len(ids)) if row == 0 or ids[row] != ids[row - 1]]
-    return [
-        (ids[low], *[value[low:high] for value in values])
-        for low, high in zip(starts, [*starts[1:], len(ids)], strict=True)
-    ]
+    return [(key, *[value[low:high] for value in values]) for key, low, high in prompt_runs(table)]
 
 
 def survival_points(table: pa.Table, label: str) -> dict[int, dict[str, float | None]]:

@@ -29,7 +29,6 @@ from prunelens.study.compare.summary import summarise
 from prunelens.study.compare.tables import (
     Stats,
     alternative_rows,
-    concat,
     continuation_rows,
     prompt_end_rows,
     prompts_table,
@@ -37,6 +36,7 @@ from prunelens.study.compare.tables import (
     survival_table,
 )
 from prunelens.study.prepare import apply_recipes, rank
+from prunelens.study.spool import Spool
 from prunelens.study.store import Run, sound
 from prunelens.tasks.prompts import Prompt
 from prunelens.tracing.forced import Trajectory, forced_states
@@ -63,7 +63,7 @@ class Stages:
         self.prompts = prompts
         self.settings = settings
         self.reporter = reporter
-        self.parts: dict[str, list[pa.Table]] = {name: [] for name in SCHEMAS}
+        self.spool = Spool(SCHEMAS)
         self.seconds: dict[str, float] = {}
 
     def run(self, calibration: list[list[int]] | None, reported: Sequence[str] = ()) -> Run:
@@ -103,8 +103,8 @@ class Stages:
                 self._survive(candidate, trajectories, stats, greedy, free, agreed)
         with self._clock("drafting"):
             drafts, undrafted = measure_drafts(self.dense, self.candidates, self.prompts, self.settings, self.reporter)
-        self.parts["prompts"] = [prompts_table(self.prompts)]
-        tables = {name: concat(name, parts) for name, parts in self.parts.items()}
+        self.spool.add("prompts", [prompts_table(self.prompts)])
+        tables = self.spool.tables()
         try:
             return Run(tables, self._info(tables, ranking, inside, drafts, undrafted))
         except Exception as error:
@@ -147,7 +147,7 @@ class Stages:
         given = self._given
         greedy, sampled = (given.greedy, given.sampled) if given is not None else self._write_dense()
         for trace, written in (("greedy", greedy), ("sampled", [draw.continuation for draw in sampled])):
-            self.parts["continuations"].append(continuation_rows("dense", trace, self.prompts, written, self.dense))
+            self.spool.add("continuations", [continuation_rows("dense", trace, self.prompts, written, self.dense)])
         return greedy, sampled
 
     def _writing(self, stage: str) -> Advance:
@@ -200,11 +200,10 @@ class Stages:
         greedy = [trajectory for trajectory in trajectories if trajectory.trace == "greedy"]
         num_greedy = sum(len(trajectory.token_ids) for trajectory in greedy)
         for candidate, stats in zip(self.candidates, found, strict=True):
-            self.parts["steps"].append(steps_rows(candidate.label, self.prompts, trajectories, stats))
+            self.spool.add("steps", [steps_rows(candidate.label, self.prompts, trajectories, stats)])
             first = {name: value[:num_greedy] for name, value in stats.items()}
-            self.parts["alternatives"].append(
-                alternative_rows(candidate.label, self.prompts, greedy, first, self.dense)
-            )
+            rows = alternative_rows(candidate.label, self.prompts, greedy, first, self.dense)
+            self.spool.add("alternatives", [rows])
         return found
 
     def _stream(self, states: Tensor, pairs: list[Pair], tokens: Tensor, advance: Advance) -> list[Stats]:
@@ -226,17 +225,17 @@ class Stages:
             self.prompts, first[0], self.dense.head, self._pairs(first[1:]), self.settings.temperature
         )
         for candidate, spaces in zip(self.candidates, found, strict=True):
-            self.parts["prompt_end"] += prompt_end_rows(candidate.label, self.prompts, spaces)
+            self.spool.add("prompt_end", prompt_end_rows(candidate.label, self.prompts, spaces))
 
     def _look_inside(self, trajectories: list[Trajectory], dense_states: Tensor) -> Inside:
         texts = [trajectory for trajectory in trajectories if trajectory.trace == "greedy"]
         inside = Inside(self.dense, self.candidates, self.prompts, texts, self.settings, self.reporter)
         with self._clock("layers"):
-            self.parts["layers"] = inside.layers()
+            self.spool.add("layers", inside.layers())
         with self._clock("attribution"):
-            self.parts["attribution"] = inside.attribution()
+            self.spool.add("attribution", inside.attribution())
         with self._clock("noise floor"):
-            self.parts["noise"] = inside.noise(dense_states[: sum(len(text.token_ids) for text in texts)])
+            self.spool.add("noise", inside.noise(dense_states[: sum(len(text.token_ids) for text in texts)]))
         return inside
 
     def _run_free(self, candidate: Candidate, sampled: list[SampledText]) -> tuple[list[Continuation], list[list[int]]]:
@@ -275,10 +274,9 @@ class Stages:
         pair = Pair(torch.cat(right), candidate.variant(self.dense).model.head)
         stats = self._stream(torch.cat(left), [pair], token_ids, advance)[0]
         rows = steps_rows(candidate.label, self.prompts, trajectories, stats, diverged=diverged)
-        self.parts["steps"].append(rows)
-        self.parts["continuations"].append(
-            continuation_rows(candidate.label, "greedy", self.prompts, free, self.dense, agreed)
-        )
+        self.spool.add("steps", [rows])
+        written = continuation_rows(candidate.label, "greedy", self.prompts, free, self.dense, agreed)
+        self.spool.add("continuations", [written])
 
     def _survive(
         self,
@@ -295,4 +293,5 @@ class Stages:
         each = [{name: pieces[name][row] for name in pieces} for row in range(len(trajectories))]
         half = len(self.prompts)
         texts = [(dense.token_ids, own.token_ids) for dense, own in zip(greedy, free, strict=True)]
-        self.parts["survival"].append(survival_table(candidate.label, each[half:], each[:half], texts, agreed, horizon))
+        survival = survival_table(candidate.label, each[half:], each[:half], texts, agreed, horizon)
+        self.spool.add("survival", [survival])

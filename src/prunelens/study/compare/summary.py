@@ -18,7 +18,7 @@ from prunelens.metrics.survival import (
     survival_rows,
 )
 from prunelens.study.compare.attributed import attributed
-from prunelens.study.rows import by_prompt, column, rows_of
+from prunelens.study.rows import by_prompt, column, prompt_runs, rows_of
 
 SURVIVAL_AT = (8, 32)
 SMALLEST_SAVING = 1e-3
@@ -181,8 +181,13 @@ def texts_of(tables: dict[str, pa.Table], model: str, trace: str = "greedy") -> 
 def free_agreement(tables: dict[str, pa.Table], label: str) -> dict[str, int]:
     """Tokens that the free greedy texts of both models have in common, by prompt."""
     horizon = rows_of(tables["survival"], compressed=label).num_rows
-    dense, own = texts_of(tables, "dense"), texts_of(tables, label)
-    return {key: common_prefix(dense[key]["token_ids"], own[key]["token_ids"], horizon) for key in dense}
+    dense, own = (_token_ids(tables["continuations"], model) for model in ("dense", label))
+    return {key: common_prefix(ids, own[key], horizon) for key, ids in dense.items()}
+
+
+def _token_ids(continuations: pa.Table, model: str) -> dict[str, list[int]]:
+    rows = rows_of(continuations.select(["model", "trace", "prompt_id", "token_ids"]), model=model, trace="greedy")
+    return dict(zip(rows["prompt_id"].to_pylist(), rows["token_ids"].to_pylist(), strict=True))
 
 
 def _first_divergent(tables: dict[str, pa.Table], label: str) -> dict[str, Any]:
@@ -211,6 +216,8 @@ def _greedy_check(tables: dict[str, pa.Table], info: dict[str, Any], label: str)
     steps = rows_of(tables["steps"], compressed=label, trace="greedy")
     measured = free_agreement(tables, label)
     limit = TIE.get(info["dense"]["dtype"], 1e-3)
+    alternatives = rows_of(tables["alternatives"], compressed=label)
+    places = {prompt_id: (low, high) for prompt_id, low, high in prompt_runs(alternatives)}
     ties: list[dict[str, Any]] = []
     unexplained: list[dict[str, Any]] = []
     for prompt_id, same in by_prompt(steps, "same_top1"):
@@ -218,19 +225,20 @@ def _greedy_check(tables: dict[str, pa.Table], info: dict[str, Any], label: str)
         if predicted == measured[prompt_id]:
             continue
         step = min(predicted, measured[prompt_id]) + 1
-        gap = _smallest_gap(tables, label, prompt_id, step)
+        low, high = places.get(prompt_id, (0, 0))
+        gap = _smallest_gap(alternatives.slice(low, high - low), step)
         (ties if gap is not None and gap <= limit else unexplained).append(
             {"prompt_id": prompt_id, "step": step, "gap": gap}
         )
     return {"prompts": len(measured), "ties": ties, "unexplained": unexplained}
 
 
-def _smallest_gap(tables: dict[str, pa.Table], label: str, prompt_id: str, step: int) -> float | None:
+def _smallest_gap(alternatives: pa.Table, step: int) -> float | None:
     """The smaller of both models' gaps in log-probability between the two most likely tokens.
 
     None where there is no such step, because one of the texts had ended.
     """
-    rows = rows_of(tables["alternatives"], compressed=label, prompt_id=prompt_id, step=step).to_pylist()
+    rows = rows_of(alternatives, step=step).to_pylist()
     gaps = [
         math.log(max(probs[0], 1e-300) / max(probs[1], 1e-300))
         for row in rows
