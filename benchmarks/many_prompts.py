@@ -10,6 +10,7 @@ times; the time is that until it has drawn the figures that can be seen.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 WORDS = 1024
+COST = "cost.json"
 RECIPES = ("drop-attention:1", "drop-mlp:1+drop-attention:1")
 
 
@@ -102,7 +104,7 @@ def prompts(count: int) -> list[Any]:
 
 
 def compare(count: int, tokens: int, folder: Path) -> None:
-    """One comparison and its page; prints what it cost (child process)."""
+    """One comparison and its page, and a file on what it cost (child process)."""
     import resource
 
     from prunelens.api import compare as run_compare
@@ -112,17 +114,23 @@ def compare(count: int, tokens: int, folder: Path) -> None:
     warm = {"max_new_tokens": 4, "chat_template": False}
     run_compare(model, *RECIPES, prompts=texts[:4], **warm).report(folder / "warm")
     with Held() as held:
-        start = time.perf_counter()
+        start, began = time.perf_counter(), time.process_time()
         found = run_compare(model, *RECIPES, prompts=texts, max_new_tokens=tokens, chat_template=False)
         middle, most = time.perf_counter(), held.most
         page = found.report(folder / "run")
-        end = time.perf_counter()
+        end, busy = time.perf_counter(), time.process_time() - began
     seconds = dict(found.info["seconds"])
     seconds |= {"tables and summary": middle - start - sum(seconds.values()), "writing run and page": end - middle}
-    sizes = {path.name: path.stat().st_size for path in page.parent.iterdir()}
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "all": end - start, "held": held.most, "held before page": most,
-                      "resident": resident, "bytes": sizes}))  # fmt: skip
+    answer = {
+        "seconds": seconds,
+        "all": end - start,
+        "busy": busy,
+        "held": held.most,
+        "held before page": most,
+        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "bytes": {path.name: path.stat().st_size for path in page.parent.iterdir()},
+    }
+    (folder / COST).write_text(json.dumps(answer))
 
 
 def opening(page: Path, width: int = 1300) -> list[float]:
@@ -160,32 +168,36 @@ def main() -> None:
     if options.child:
         compare(int(options.child[0]), options.tokens, Path(options.child[1]))
         return
-    found = []
     with tempfile.TemporaryDirectory() as scratch:
-        for count in options.prompts:
-            folder = (options.keep or Path(scratch)) / str(count)
-            folder.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, __file__, "--tokens", str(options.tokens), "--child", str(count), str(folder)]
-            answer = json.loads(
-                subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split("\n")[-2]
-            )
-            found.append(answer)
-            opened = opening((folder / "run" / "report.html").resolve())
-            stages = ", ".join(f"{name} {value:.1f}" for name, value in answer["seconds"].items() if value >= 0.05)
-            print(f"{count} prompts: {answer['all']:.1f} s ({stages})")
-            print(f"  held at most {answer['held']:.0f} MB ({answer['held before page']:.0f} before the page), "
-                  f"resident {answer['resident']:.0f} MB")  # fmt: skip
-            weights = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in sorted(answer["bytes"].items()))
-            print(f"  MB: {weights}")
-            if opened:
-                print(
-                    f"  opens in {statistics.median(opened):.2f} s ({min(opened):.2f} to {max(opened):.2f})", flush=True
-                )
-    for (small, one), (large, other) in zip(
-        zip(options.prompts, found, strict=True), list(zip(options.prompts, found, strict=True))[1:], strict=False
-    ):
-        times, sizes = other["all"] / one["all"], other["held"] / one["held"]
-        print(f"{large} over {small} prompts: time {times:.2f}, held {sizes:.2f}")
+        found = {count: measured(count, options, options.keep or Path(scratch)) for count in options.prompts}
+    for small, large in itertools.pairwise(found):
+        ratios = {name: found[large][name] / found[small][name] for name in ("busy", "all", "held")}
+        print(
+            f"{large} over {small} prompts: processor time {ratios['busy']:.2f}, time {ratios['all']:.2f}, "
+            f"held {ratios['held']:.2f}"
+        )
+
+
+def measured(count: int, options: argparse.Namespace, parent: Path) -> dict[str, Any]:
+    """What a comparison cost, printed; one that `--keep` has kept is not made again."""
+    folder = (parent / str(count)).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / COST).exists():
+        command = [sys.executable, __file__, "--tokens", str(options.tokens), "--child", str(count), str(folder)]
+        subprocess.run(command, check=True)
+    answer: dict[str, Any] = json.loads((folder / COST).read_text())
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in answer["seconds"].items() if value >= 0.05)
+    weights = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in sorted(answer["bytes"].items()) if size > 50_000)
+    opened = opening(folder / "run" / "report.html")
+    print(f"{count} prompts: {answer['busy']:.1f} s of the processor in {answer['all']:.1f} s ({stages})")
+    print(
+        f"  held at most {answer['held']:.0f} MB ({answer['held before page']:.0f} before the page), with mapped files "
+        f"{answer['resident']:.0f} MB"
+    )
+    print(f"  on disk, MB: {weights}")
+    if opened:
+        print(f"  opens in {statistics.median(opened):.2f} s ({min(opened):.2f} to {max(opened):.2f})", flush=True)
+    return answer
 
 
 if __name__ == "__main__":

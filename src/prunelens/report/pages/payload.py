@@ -140,7 +140,7 @@ class _Piece:
 
     def payload(self) -> dict[str, Any]:
         texts = self.texts
-        found = {
+        found: dict[str, Any] = {
             "text": [visible(texts._prompts.of(key)["text"][0] or "").replace("↵\n", "\n") for key in self.ids],
             "dense": self._written(texts._dense),
             "free": [self._written(own) for own in texts._own],
