@@ -1,5 +1,7 @@
 """Rows and columns of Arrow tables as the summary and the figures need them."""
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -7,11 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def rows_of(table: pa.Table, **equal: Any) -> pa.Table:
-    """Rows whose columns have these values."""
-    for column, value in equal.items():
-        table = table.filter(pc.equal(table[column], value))
-    return table
+def rows_of(table: pa.Table, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+    """Rows whose columns have these values, of all columns or those named; only what is returned is copied."""
+    masks = [pc.equal(table[column], value) for column, value in equal.items()]
+    return (table if columns is None else table.select(columns)).filter(reduce(pc.and_, masks))
 
 
 def column(table: pa.Table, name: str) -> np.ndarray:

@@ -29,6 +29,11 @@ from prunelens.study.store import Run
 TRUSTED = 0.3
 """Largest |κ₃|/(3Tκ₂) at which the second order is trusted (T3+)."""
 MAX_POINTS = 1500
+READ = (
+    *("prompt_id", "trace", "step", "trust", "kl_dense_compressed", "prob_cosine"),
+    *("prob_deviation_estimate", "kl_estimate", "kl_estimate_third"),
+)
+"""The columns of `steps` that are drawn."""
 BINNED_FROM, BINNED_POINTS = 20_000, 300
 """Steps above which quantiles of the estimate stand for them, and how many points are drawn all the same."""
 NUM_BINS, SMALLEST_BIN = 24, 20
@@ -65,8 +70,8 @@ class _Cloud:
 def estimates_figure(run: Run, index: int) -> Figure:
     """T2, T3 and T3+ against what they estimate, over greedy and sampled steps."""
     label = run.info["compressed"][index]["label"]
-    rows = rows_of(run.tables["steps"], compressed=label)
-    rows = pa.concat_tables([rows_of(rows, trace=trace) for trace in ("greedy", "sampled")])
+    steps = run.tables["steps"]
+    rows = pa.concat_tables([rows_of(steps, READ, compressed=label, trace=trace) for trace in ("greedy", "sampled")])
     clouds, style = _clouds(rows), look(index, label)
     drawn = [_drawn(cloud) for cloud in clouds]
     chosen, binned = [shown for shown, _ in drawn], any(cloud.is_binned for cloud in clouds)

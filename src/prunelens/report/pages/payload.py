@@ -88,7 +88,8 @@ class Texts:
         self._own = [_Rows(rows_of(written, model=label, trace="greedy"), *names) for label in self.labels]
         self._agreed = [free_agreement(tables, label) for label in self.labels]
         kinds = ("kl_dense_compressed", "tv", "rank_of_dense_top1", "same_top1")
-        greedy = [rows_of(tables["steps"], compressed=label, trace="greedy") for label in self.labels]
+        steps = tables["steps"]
+        greedy = [rows_of(steps, ("prompt_id", *kinds), compressed=label, trace="greedy") for label in self.labels]
         self._steps = [{key: values for key, *values in by_prompt(rows, *kinds)} for rows in greedy]
         sides = [f"{side}_{what}" for side in ("dense", "compressed") for what in ("tokens", "probs")]
         self._alternatives = [_Rows(rows_of(tables["alternatives"], compressed=label), *sides) for label in self.labels]

@@ -27,6 +27,7 @@ from prunelens.study.compare.schemas import SCHEMAS, UnsummarisedError
 from prunelens.study.compare.settings import Settings
 from prunelens.study.compare.summary import summarise
 from prunelens.study.compare.tables import (
+    SURVIVAL_STATS,
     Stats,
     alternative_rows,
     continuation_rows,
@@ -204,7 +205,7 @@ class Stages:
             first = {name: value[:num_greedy] for name, value in stats.items()}
             rows = alternative_rows(candidate.label, self.prompts, greedy, first, self.dense)
             self.spool.add("alternatives", [rows])
-        return found
+        return [{name: stats[name] for name in SURVIVAL_STATS} for stats in found]
 
     def _stream(self, states: Tensor, pairs: list[Pair], tokens: Tensor, advance: Advance) -> list[Stats]:
         try:

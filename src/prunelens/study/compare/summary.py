@@ -24,6 +24,11 @@ SURVIVAL_AT = (8, 32)
 SMALLEST_SAVING = 1e-3
 """Share of the dense bytes below which a compressed model saves nothing."""
 NUM_DRAFTED = 4
+SUMMARISED = (
+    *("prompt_id", "kl_dense_compressed", "kl_compressed_dense", "tv", "same_top1", "entropy_dense"),
+    *("entropy_compressed", "hidden_cosine", "logit_cosine", "prob_cosine"),
+)
+"""The columns of `steps` that are read here."""
 TIE = {"float64": 1e-8, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
 """Gap of two log-probabilities below which rounding may decide which token is the most likely one."""
 
@@ -40,9 +45,9 @@ def summarise(
 
 def _summary(tables: dict[str, pa.Table], info: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     label = record["label"]
-    greedy = rows_of(tables["steps"], compressed=label, trace="greedy")
-    sampled = rows_of(tables["steps"], compressed=label, trace="sampled")
-    free = rows_of(tables["steps"], compressed=label, trace="free")
+    greedy, sampled, free = (
+        rows_of(tables["steps"], SUMMARISED, compressed=label, trace=trace) for trace in ("greedy", "sampled", "free")
+    )
     dense_parameters = info["dense"]["parameters"]
     acceptance = 1 - float(np.mean(column(sampled, "tv")))
     cost_ratio = record["parameters"] / dense_parameters
@@ -168,7 +173,11 @@ def _faithful(tables: dict[str, pa.Table], label: str) -> dict[str, Any]:
 def expected_agreed_tokens(tables: dict[str, pa.Table], label: str) -> Interval:
     """Σ S(n) (S4) with its interval over prompts, from the sampled rows of `steps`."""
     horizon = rows_of(tables["survival"], compressed=label).num_rows
-    sampled = by_prompt(rows_of(tables["steps"], compressed=label, trace="sampled"), "acceptance", "tv")
+    sampled = by_prompt(
+        rows_of(tables["steps"], ("prompt_id", "acceptance", "tv"), compressed=label, trace="sampled"),
+        "acceptance",
+        "tv",
+    )
     return expected_agreed(survival_rows([row[1] for row in sampled], [row[2] for row in sampled], horizon))
 
 
@@ -186,7 +195,7 @@ def free_agreement(tables: dict[str, pa.Table], label: str) -> dict[str, int]:
 
 
 def _token_ids(continuations: pa.Table, model: str) -> dict[str, list[int]]:
-    rows = rows_of(continuations.select(["model", "trace", "prompt_id", "token_ids"]), model=model, trace="greedy")
+    rows = rows_of(continuations, ("prompt_id", "token_ids"), model=model, trace="greedy")
     return dict(zip(rows["prompt_id"].to_pylist(), rows["token_ids"].to_pylist(), strict=True))
 
 
@@ -213,7 +222,7 @@ def _coupling(tables: dict[str, pa.Table], label: str) -> dict[str, Any]:
 def _greedy_check(tables: dict[str, pa.Table], info: dict[str, Any], label: str) -> dict[str, Any]:
     """S3 against free running: on which prompts they differ, and whether rounding explains it."""
     horizon = rows_of(tables["survival"], compressed=label).num_rows
-    steps = rows_of(tables["steps"], compressed=label, trace="greedy")
+    steps = rows_of(tables["steps"], ("prompt_id", "same_top1"), compressed=label, trace="greedy")
     measured = free_agreement(tables, label)
     limit = TIE.get(info["dense"]["dtype"], 1e-3)
     alternatives = rows_of(tables["alternatives"], compressed=label)

@@ -24,6 +24,8 @@ from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.generate import Continuation
 
 NUM_ALTERNATIVES = 5
+SURVIVAL_STATS = ("acceptance", "tv", "log_ratio_token", "same_top1")
+"""The row statistics that `survival_table` reads; the others need not be kept once their rows are written."""
 Stats = dict[str, Tensor]
 
 
