@@ -76,9 +76,9 @@ class PairedRows:
         self._shift = self._normalise(logits, self.top_ids[:, :1], self._la, self._p)
         la, p = self._la, self._p
         self._mean_la = la.mean(-1)
-        self._var_la = self._dot(la, la) / la.shape[-1] - self._mean_la**2
+        self._var_la = _squares(la) / la.shape[-1] - self._mean_la**2
         self._entropy = -self._dot(p, la)
-        self._squared_p = self._dot(p, p)
+        self._squared_p = _squares(p)
 
     def compare(self, logits: Float[Tensor, "rows V"], token_ids: Int64[Tensor, " rows"]) -> dict[str, Tensor]:
         """Compare rows of a compressed model's logits with the dense rows.
@@ -153,18 +153,18 @@ class PairedRows:
         p, d = self._p, self._d
         mean_p = self._dot(p, d)
         d -= mean_p.unsqueeze(-1)
-        pdd = torch.mul(p, d, out=self._scratch).mul_(d)
+        pd = torch.mul(p, d, out=self._product)
+        pdd = torch.mul(pd, d, out=self._scratch)
         var_p, third_p = pdd.sum(-1), pdd.mul_(d).sum(-1)
-        ppd = torch.mul(p, d, out=self._scratch).mul_(p)
-        mean_r = ppd.sum(-1) / self._squared_p
-        raw2_r = ppd.mul_(d).sum(-1) / self._squared_p
+        mean_r = self._dot(pd, p) / self._squared_p
+        raw2_r = _squares(pd) / self._squared_p
         return {"mean_p": mean_p, "var_p": var_p, "third_p": third_p, "var_r": (raw2_r - mean_r**2).clamp_min(0)}
 
     def _logit_stats(self, d_shift: Tensor) -> dict[str, Tensor]:
         """Z1 and Z2, from z/T = la + shift and Δz/T = d + d_shift with means taken out first."""
         d, num_tokens = self._d, self._d.shape[-1]
         mean_la, var_la, mean_d = self._mean_la, self._var_la, d.mean(-1)
-        var_d = (self._dot(d, d) / num_tokens - mean_d**2).clamp_min(0)
+        var_d = (_squares(d) / num_tokens - mean_d**2).clamp_min(0)
         covariance = self._dot(self._la, d) / num_tokens - mean_la * mean_d
         mean_z, mean_delta = mean_la + self._shift, mean_d + d_shift
         squared = var_la + mean_z**2
@@ -204,7 +204,7 @@ class PairedRows:
         sum_e = e.sum(-1)
         both_kl = self._dot(e, d) + mean_d * sum_e
         alpha = self._dot(p, e) / self._squared_p
-        rho_squared = (self._dot(e, e) / self._squared_p - alpha**2).clamp_min(0)
+        rho_squared = (_squares(e) / self._squared_p - alpha**2).clamp_min(0)
         cosine, deviation = cosine_from_split(alpha, rho_squared)
         tv = self._tv()
         js = 0.25 * both_kl - 0.5 * mixed_log_cosh
@@ -226,10 +226,10 @@ class PairedRows:
         """Σ(p+p')·log cosh(d/2), from 4·cosh²(d/2) = (p+p')²/(p·p') where that does not underflow."""
         p, d, e, product = self._p, self._d, self._e, self._product
         if float(product.amin()) > UNDERFLOW:
-            log_cosh = torch.mul(e, e, out=self._scratch).div_(product).mul_(0.25).log1p_().mul_(0.5)
+            twice = torch.mul(e, e, out=self._scratch).div_(product).mul_(0.25).log1p_()
         else:
-            log_cosh = torch.mul(d, 0.25, out=self._scratch).sinh_().square_().mul_(2).log1p_()
-        return log_cosh.mul_(torch.add(e, p, alpha=2, out=product)).sum(-1)
+            twice = torch.mul(d, 0.25, out=self._scratch).sinh_().square_().mul_(2).log1p_().mul_(2)
+        return twice.mul_(torch.add(e, p, alpha=2, out=product)).sum(-1) / 2
 
     def _decisions(self, logits: Tensor, compressed_ids: Tensor, token_ids: Tensor) -> dict[str, Tensor]:
         """P3, the acceptance of the reference token (S1), and the most likely tokens of both models."""
@@ -238,7 +238,7 @@ class PairedRows:
         log_ratio = self._d.gather(1, token).squeeze(-1)
         return {
             "same_top1": (top1 == compressed_ids[:, :1]).squeeze(-1),
-            "rank_of_dense_top1": torch.gt(logits, logits.gather(1, top1), out=self._scratch).sum(-1).long() + 1,
+            "rank_of_dense_top1": _rank(logits, compressed_ids, logits.gather(1, top1)),
             "topk_overlap": overlap.double().mean(-1),
             "delta_p_top1": self._e.gather(1, top1).squeeze(-1),
             "delta_p_token": self._e.gather(1, token).squeeze(-1),
@@ -260,6 +260,20 @@ def identical_stats(entropy: Float64[Tensor, " rows"]) -> dict[str, Tensor]:
     decided = {"same_top1": one.bool(), "rank_of_dense_top1": one.long()}
     entropies = dict.fromkeys(("entropy_dense", "entropy_compressed"), entropy)
     return dict.fromkeys(ZEROS, zero) | dict.fromkeys(ones, one) | undefined | decided | entropies
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Σx² of each row, without a product of the same size."""
+    return torch.linalg.vector_norm(x, dim=-1).square_()
+
+
+def _rank(logits: Tensor, highest_ids: Tensor, value: Tensor) -> Tensor:
+    """The place of a value (rows, 1) in its row, from the highest ones alone where it is among them."""
+    highest = logits.gather(1, highest_ids)
+    above = (highest > value).sum(-1)
+    for row in (value < highest[:, -1:]).squeeze(-1).nonzero().flatten().tolist():
+        above[row] = (logits[row] > value[row]).sum()
+    return above + 1
 
 
 def _margin(logits: Tensor, top_ids: Tensor) -> Tensor:

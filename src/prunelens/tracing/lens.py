@@ -31,6 +31,17 @@ class Lens:
         norm = self.model.anatomy.final_norm
         return stream if self.name == "raw" or norm is None else self.model.network.get_submodule(norm)(stream)
 
+    def equals(self, other: "Lens") -> bool:
+        """Whether both read the same: a random state gives the same logits, bit by bit."""
+        if self.model is other.model:
+            return True
+        state = torch.randn(1, other.model.anatomy.hidden_size, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            left, right = (
+                lens.model.head(lens.states(state.to(lens.model.device, lens.model.dtype))) for lens in (self, other)
+            )
+        return torch.equal(left.cpu(), right.cpu())
+
 
 @dataclass(frozen=True)
 class _Read:
@@ -50,6 +61,7 @@ class LensReader:
     def __init__(self, dense: Model, variants: Mapping[str, Variant], name: str, temperature: float) -> None:
         self._dense = Lens(dense, name)
         self._own = {label: Lens(variant.model, name) for label, variant in variants.items()}
+        self._same = {label: lens.equals(self._dense) for label, lens in self._own.items()}
         self._drops = any(variant.model is dense for variant in variants.values())
         self._pairing = LogitPairs(temperature)
         self._recent: list[tuple[Tensor, _Read]] = []
@@ -58,7 +70,8 @@ class LensReader:
         """For each trace and model the statistics at the sampled steps, one entry per sublayer in order of depth."""
         found: dict[Key, list[list[Stats]]] = {}
         device = states.depth[0].device
-        rows = rows_per_chunk(self._dense.model.anatomy.vocab_size, device)
+        # With twins two streams share a head product, of the same size as one stream's without them.
+        rows = rows_per_chunk(self._dense.model.anatomy.vocab_size, device) * 3 // (4 if states.twins else 2) or 1
         for start in range(0, len(places.sampled), rows):
             chunk = slice(start, start + rows)
             self._recent = []
@@ -72,16 +85,17 @@ class LensReader:
     ) -> Iterator[tuple[Key, Stats]]:
         sampled = places.sampled[chunk]
         tokens = places.token_ids[sampled]
-        local: dict[Key, _Read] = {}
+        after, depth = states.after[index][chunk], states.depth[index][sampled]
+        twins = {label: streams[index][chunk] for label, streams in states.twins.items()}
+        dropped = [states.before[index][chunk]] if self._drops else []
+        self._read_dense([*dropped, after, *twins.values()])
+        local: dict[Key, _Read] = {("local", label): self._through_dense(stream) for label, stream in twins.items()}
         if self._drops:
-            local["dropped", "dense"] = self._through_dense(states.before[index][chunk])
-        for label, twins in states.twins.items():
-            local["local", label] = self._through_dense(twins[index][chunk])
+            local["dropped", "dense"] = self._through_dense(dropped[0])
         deep = {
-            ("cumulative", label): self._through_own(label, streams[index], sampled)
+            ("cumulative", label): self._through_own(label, streams[index], sampled, depth)
             for label, streams in states.compressed_depth.items()
         }
-        after, depth = states.after[index][chunk], states.depth[index][sampled]
         if torch.equal(after, depth):
             yield from self._compare(self._through_dense(depth), local | deep, tokens)
         else:
@@ -94,16 +108,36 @@ class LensReader:
             yield key, stats | hidden_rows(dense.states, read.states if read else dense.states)
 
     def _through_dense(self, stream: Tensor) -> _Read:
-        """Read through the dense lens; what one sublayer writes the next one reads, so the last few are kept."""
-        for recent, read in self._recent:
-            if torch.equal(recent, stream):
+        """A stream read through the dense lens."""
+        for known, read in self._recent:
+            if torch.equal(known, stream):
                 return read
-        read = self._read(self._dense, stream)
-        self._recent = [*self._recent[-2:], (stream, read)]
-        return read
+        self._read_dense([stream])
+        return self._recent[-1][1]
 
-    def _through_own(self, label: str, stream: Tensor | None, sampled: Tensor) -> _Read | None:
-        return None if stream is None else self._read(self._own[label], stream[sampled])
+    def _read_dense(self, streams: list[Tensor]) -> None:
+        """Read streams through the dense lens, two in one head product: a larger one costs less a row.
+
+        What one sublayer writes the next one reads, so reads of these streams and of the last one stay.
+        """
+        known = [(stream, read) for stream, read in self._recent if any(torch.equal(stream, one) for one in streams)]
+        new: list[Tensor] = []
+        for stream in streams:
+            if not any(torch.equal(stream, one) for one in [*new, *(one for one, _ in known)]):
+                new.append(stream)
+        for low in range(0, len(new), 2):
+            together = new[low : low + 2]
+            read = self._read(self._dense, torch.cat(together))
+            sizes = [len(stream) for stream in together]
+            parts = zip(together, read.states.split(sizes), read.logits.split(sizes), strict=True)
+            known += [(stream, _Read(states, logits)) for stream, states, logits in parts]
+        self._recent = known
+
+    def _through_own(self, label: str, stream: Tensor | None, sampled: Tensor, dense: Tensor) -> _Read | None:
+        """A stream read through its own lens; None for the dense one's stream and lens."""
+        if stream is None or (self._same[label] and torch.equal(stream[sampled], dense)):
+            return None
+        return self._read(self._own[label], stream[sampled])
 
     def _read(self, lens: Lens, stream: Tensor) -> _Read:
         states = lens.states(stream)

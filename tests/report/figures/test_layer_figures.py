@@ -22,6 +22,7 @@ from prunelens.report.figures.layers import cell_means, changed_places
 from prunelens.report.figures.local import local_figures
 from prunelens.report.figures.noise import floor_lines, floor_note, noise_rows, noise_sentence
 from prunelens.report.pages.compare import render_page
+from prunelens.report.terminal.compare_full import _noise
 from prunelens.study.compare.schemas import SCHEMAS
 from prunelens.study.rows import by_prompt, rows_of
 from prunelens.study.store import Run
@@ -226,6 +227,17 @@ def test_noise_table_says_bit_equal() -> None:
     }
     assert "same shape: 0, bit-equal" in noise_sentence(run.info)
     assert noise_sentence({"noise": {}}) == ""
+
+
+def test_a_sampled_noise_floor_says_of_how_many_positions_it_is() -> None:
+    run = add_noise(emptied(a_run()))
+    assert "positions" not in noise_sentence(run.info)
+    run.info["noise_sample"] = {"positions": 384, "of": 1241, "texts": 24, "of_texts": 48}
+    assert "itself at 384 of 1,241 positions (KL mean)" in noise_sentence(run.info)
+    assert "over the same texts at 384 of 1,241 positions, only" in render_page(run)
+    assert "itself at 384 of 1,241 positions, another batch shape" in " ".join(_noise(run.info))
+    run.info["noise_sample"] |= {"positions": 1241}
+    assert "positions" not in noise_sentence(run.info)
 
 
 def test_the_split_is_the_difference_of_both_means() -> None:

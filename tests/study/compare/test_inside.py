@@ -21,6 +21,7 @@ from prunelens.models.opening.loading import wrap
 from prunelens.results import Comparison
 from prunelens.study.compare.schemas import RUN, SCHEMAS, STAT_COLUMNS
 from prunelens.tasks.prompts import PromptText
+from prunelens.tracing import noise
 from prunelens.tracing.generate import Greedy, write
 
 TEXTS = [(5, 9, 33), (4, 90, 17, 60, 61), (20,), (88, 12, 40, 41, 42, 43, 7)]
@@ -460,9 +461,9 @@ def test_rows_of_noise(case: Case) -> None:
 
 
 def test_summary_of_noise_recomputed(case: Case) -> None:
-    noise = case.found.info["noise"]
-    assert noise.keys() == {"batch shape", "float64"}
-    for against, found in noise.items():
+    spreads = case.found.info["noise"]
+    assert spreads.keys() == {"batch shape", "float64"}
+    for against, found in spreads.items():
         own = rows(case.found.tables["noise"], against=against)
         values = {name: np.array([row[name] for row in own]) for name in ("kl_dense_compressed", "tv")}
         for space, cosine in (("hidden", "hidden_cosine"), ("logit", "logit_cosine"), ("prob", "prob_cosine")):
@@ -484,6 +485,28 @@ def test_a_coarser_dtype_is_noisier(case: Case) -> None:
     found = looked(dense_model(case.family), MLP, noise_dtype="bfloat16", lens_steps=0).info["noise"]
     assert found["bfloat16"]["kl_dense_compressed"]["mean"] > 100 * found["batch shape"]["kl_dense_compressed"]["max"]
     assert found["bfloat16"]["tv"]["mean"] > 0
+
+
+def test_a_sample_of_the_noise_floor_is_rows_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other rows share the batch is far below what bfloat16 does."""
+    dense = dense_model("llama")
+    whole = looked(dense, MLP, noise_dtype="bfloat16", lens_steps=0)
+    every = sum(lengths(whole).values())
+    assert whole.info["noise_sample"] == {"positions": every, "of": every, "texts": 4, "of_texts": 4}
+    monkeypatch.setattr(noise, "MOST_TEXTS", 2)
+    monkeypatch.setattr(noise, "MOST_POSITIONS", 6)
+    found = looked(dense, MLP, noise_dtype="bfloat16", lens_steps=0)
+    assert found.info["noise_sample"] == {"positions": 6, "of": every, "texts": 2, "of_texts": 4}
+    for against in ("batch shape", "bfloat16"):
+        own = rows(found.tables["noise"], against=against)
+        assert len(own) == 6
+        assert len({row["prompt_id"] for row in own}) == 2
+        for row in own:
+            (same,) = rows(whole.tables["noise"], against=against, prompt_id=row["prompt_id"], step=row["step"])
+            for name in ("trace", "position", "token_id"):
+                assert row[name] == same[name]
+            for name in ("entropy_dense", "kl_dense_compressed"):
+                assert row[name] == pytest.approx(same[name], rel=0.2, abs=1e-9)
 
 
 # --- a model against itself, and the way to disk -----------------------------------------------------------

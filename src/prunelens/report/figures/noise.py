@@ -23,7 +23,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class NoiseRow:
-    """One quantity of the dense model against itself under one change of arithmetic, over all tokens."""
+    """One quantity of the dense model against itself under one change of arithmetic, over the tokens sampled."""
 
     against: str
     quantity: str
@@ -59,7 +59,18 @@ def noise_sentence(info: Mapping[str, Any]) -> str:
     ]
     if not parts:
         return ""
-    return f"Noise floor, the dense model against itself (KL mean): {'; '.join(parts)}. {of_reading(info)}".rstrip()
+    where = sampled_at(info)
+    return (
+        f"Noise floor, the dense model against itself{where} (KL mean): {'; '.join(parts)}. {of_reading(info)}".rstrip()
+    )
+
+
+def sampled_at(info: Mapping[str, Any]) -> str:
+    """At how many positions the noise floor was measured; nothing where it was at all of them."""
+    found = info.get("noise_sample")
+    if not found or found["positions"] == found["of"]:
+        return ""
+    return f" at {found['positions']:,} of {found['of']:,} positions"
 
 
 def of_reading(info: Mapping[str, Any]) -> str:

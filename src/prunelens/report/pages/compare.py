@@ -56,6 +56,7 @@ def render_page(run: Run) -> str:
             draft_how=draft.draft_how(run),
             noise=noise.noise_rows(run.info),
             noise_sentence=noise.noise_sentence(run.info),
+            noise_where=noise.sampled_at(run.info),
             ranking=details.ranking(run.info),
             models=details.made(run.info),
         )

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunelens.errors import printable
-from prunelens.report.figures.noise import of_reading
+from prunelens.report.figures.noise import of_reading, sampled_at
 from prunelens.report.terminal.screen import console, lean_table
 from prunelens.study.compare.summary import by_damage_per_byte
 
@@ -133,7 +133,7 @@ ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
 
 def _noise(info: dict[str, Any]) -> list[str]:
     """How much arithmetic alone changes the dense model (N1)."""
-    found = []
+    found, where = [], sampled_at(info)
     for against, spread in info["noise"].items():
         kl, tv = spread["kl_dense_compressed"], spread["tv"]
         if kl is None or tv is None:
@@ -143,7 +143,7 @@ def _noise(info: dict[str, Any]) -> list[str]:
             if tv["max"]
             else "0, bit-equal"
         )
-        found.append(f"noise floor, dense against itself, another {_changed(against)}: {size}")
+        found.append(f"noise floor, dense against itself{where}, another {_changed(against)}: {size}")
     beyond = of_reading(info)
     return [*found, beyond] if found and beyond else found
 

@@ -17,9 +17,9 @@ from prunelens.study.compare.layer_tables import attribution_rows, layer_rows, n
 from prunelens.study.compare.settings import Settings
 from prunelens.tasks.prompts import Prompt
 from prunelens.tracing.attribution import Attribution
-from prunelens.tracing.forced import Trajectory, forced_states
+from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.layers import even_steps, trace_layers
-from prunelens.tracing.noise import BATCH_SHAPE, in_dtype, other_batch_states
+from prunelens.tracing.noise import BATCH_SHAPE, NoiseSample, in_dtype, noise_sample, sampled_states
 
 
 class Inside:
@@ -52,6 +52,7 @@ class Inside:
                 self.misaligned[candidate.label] = problem
             else:
                 self.variants[candidate.label] = variant
+        self.noise_sample: NoiseSample = noise_sample(self.texts, settings.seed)
         self.steps = even_steps(settings.max_new_tokens, settings.lens_steps) if settings.lens_steps else []
 
     def layers(self) -> Iterator[pa.Table]:
@@ -78,20 +79,32 @@ class Inside:
         return [attribution_rows(label, parts, self.prompts, self.texts) for label, parts in found.items()]
 
     def noise(self, states: Tensor) -> list[pa.Table]:
-        """N1, against the states (T, d) that the dense model had in its own batches and dtype."""
-        total = sum(len(text.read_ids) for text in self.texts)
-        advance = self.reporter("noise floor", total)
-        pairs = {BATCH_SHAPE: Pair(other_batch_states(self.dense, self.texts, advance), self.dense.head)}
+        """N1 at sampled steps, against the states (T, d) that the dense model had in its own batches and dtype."""
+        sample = self.noise_sample
+        advance = self.reporter("noise floor", sample.num_read)
+        pairs = {BATCH_SHAPE: Pair(sampled_states(self.dense, sample, 1, advance), self.dense.head)}
         dtype = self.settings.noise_dtype
         if dtype is not None:
             other = in_dtype(self.dense, DTYPES[dtype])
-            advance = self.reporter(f"noise floor in {dtype}", total)
-            pairs[dtype] = Pair(forced_states(other, self.texts, advance=advance)[0], other.head)
-        tokens = torch.tensor([token for text in self.texts for token in text.token_ids])
-        found = stream_pairs(states, self.dense.head, list(pairs.values()), tokens, self.settings.temperature)
+            advance = self.reporter(f"noise floor in {dtype}", sample.num_read)
+            pairs[dtype] = Pair(sampled_states(other, sample, advance=advance), other.head)
+        tokens = torch.tensor([self.texts[index].token_ids[step - 1] for index, step in sample.steps])
+        own = states[sample.rows.to(states.device)]
+        found = stream_pairs(own, self.dense.head, list(pairs.values()), tokens, self.settings.temperature)
         return [
-            noise_rows(against, self.prompts, self.texts, stats) for against, stats in zip(pairs, found, strict=True)
+            noise_rows(against, sample.steps, self.prompts, self.texts, stats)
+            for against, stats in zip(pairs, found, strict=True)
         ]
+
+    def describe_noise_sample(self) -> dict[str, int]:
+        """What run.json says of the positions at which the noise floor is measured."""
+        sample = self.noise_sample
+        return {
+            "positions": len(sample.steps),
+            "of": sample.total,
+            "texts": len(sample.texts),
+            "of_texts": len(self.texts),
+        }
 
     def describe_lens(self) -> dict[str, Any] | None:
         """What run.json says of the lens."""

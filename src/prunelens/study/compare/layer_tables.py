@@ -83,9 +83,14 @@ def _places(
     }
 
 
-def noise_rows(against: str, prompts: Sequence[Prompt], trajectories: Sequence[Trajectory], stats: Stats) -> pa.Table:
-    """Rows of `noise` for consecutive trajectories (N1)."""
-    steps = [(index, step + 1) for index, text in enumerate(trajectories) for step in range(len(text.token_ids))]
+def noise_rows(
+    against: str,
+    steps: Sequence[tuple[int, int]],
+    prompts: Sequence[Prompt],
+    trajectories: Sequence[Trajectory],
+    stats: Stats,
+) -> pa.Table:
+    """Rows of `noise` for steps of trajectories, (index, step from 1) each (N1)."""
     columns: dict[str, Any] = _places(steps, prompts, trajectories)
     columns |= {
         "against": pa.repeat(against, len(steps)),

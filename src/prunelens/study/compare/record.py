@@ -56,6 +56,15 @@ class Saved(Part):
     kl_per_percent: Number
 
 
+class NoiseSample(Part):
+    """At how many of all positions, in how many of all texts, the noise floor was measured."""
+
+    positions: Size
+    of: Size
+    texts: Size
+    of_texts: Size
+
+
 class Quantiles(Interval):
     """A mean with its interval, and quantiles."""
 
@@ -209,4 +218,5 @@ class RunInfo(Part):
     versions: dict[StrictStr, StrictStr]
     lens: Lens | None
     noise: dict[StrictStr, dict[StrictStr, Spread | None]] | None
+    noise_sample: NoiseSample | None = None
     summary: list[Compared] = Field(min_length=1)

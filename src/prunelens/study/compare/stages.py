@@ -122,6 +122,7 @@ class Stages:
         """The content of run.json."""
         info = describe_run(self.dense, self.candidates, self.prompts, self.settings, ranking, tables, self.seconds)
         info |= {"lens": inside.describe_lens(), "noise": noise_summary(tables["noise"])}
+        info |= {"noise_sample": inside.describe_noise_sample()}
         info["nulls"] |= {f"layers.{label}": reason for label, reason in inside.misaligned.items()}
         info["nulls"] |= undrafted
         return sound(info | {"summary": summarise(tables, info, drafts)})
