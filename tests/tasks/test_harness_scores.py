@@ -437,7 +437,7 @@ def test_a_task_that_fails_is_named(model: Model, monkeypatch: pytest.MonkeyPatc
     def failing(*given: Any) -> Any:
         raise KeyError("no such\ncolumn")
 
-    monkeypatch.setattr(prunelens.tasks.runner, "evaluate", failing)
+    monkeypatch.setattr(prunelens.tasks.runner, "respond", failing)
     with pytest.raises(PrunelensError, match=r"mine_choice cannot be run on text-llama \(KeyError") as error:
         scores(model, "mine_choice")
     assert "\n" not in str(error.value)
