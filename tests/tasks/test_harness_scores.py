@@ -227,7 +227,8 @@ def test_every_dense_score_is_the_one_that_lm_eval_prints(folder: Path, model: M
     dense = list(scores(model, name).values())
     rows = {row["metric"]: row for row in score_rows(dense, dense)}
     assert len(expected) == len(TASKS[name]["metric_list"]) + (name == "mine_lower")
-    assert {key: rows[key]["dense"]["mean"] for key in expected} == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    # contexts are read from a cache, so sums of logarithms differ by rounding, and perplexity is their exponential
+    assert {key: rows[key]["dense"]["mean"] for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-12)
 
 
 def test_a_score_that_is_no_mean_has_an_interval_of_resampled_items(model: Model) -> None:

@@ -14,6 +14,7 @@ from prunelens.models.texts import told_ending, without_ending
 from prunelens.progress import Advance, unreported
 from prunelens.tasks.kept_answers import TaskAnswers
 from prunelens.tasks.requests import Item, seed_everything
+from prunelens.tasks.shared_prefix import Answer, continuation_answers, has_shared_start, shares_prefixes
 
 SHAPES: dict[str, Callable[[Any], Any]] = {
     "loglikelihood": tuple,
@@ -29,7 +30,7 @@ class _Runner(HFLM):
     def __init__(
         self, model: Model, batch_size: int, started: Callable[[int], Advance], kept: TaskAnswers | None
     ) -> None:
-        self._started, self._kept = started, kept
+        self._opened, self._started, self._kept = model, started, kept
         self._cached = model.anatomy.manner.cached
         self._advance: Advance = unreported
         super().__init__(
@@ -69,6 +70,28 @@ class _Runner(HFLM):
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
         """Log-likelihoods of whole texts."""
         return self._counted("loglikelihood_rolling", super().loglikelihood_rolling, requests)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Any]:
+        """As the harness; what contexts share is read once where the model's cache allows it."""
+        ids = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
+        fits = all(context and len(context) + len(continuation) <= self.max_length for context, continuation in ids)
+        is_rolling = any(text is None for text, _, _ in requests)
+        if is_rolling or not fits or not has_shared_start(ids) or not shares_prefixes(self._opened):
+            found: list[Any] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            return found
+        return continuation_answers(self._opened, ids, int(self.batch_size), self._tell(requests))
+
+    def _tell(self, requests: Sequence[Any]) -> Callable[[Sequence[int], Sequence[Answer]], None]:
+        """Passes answers on as soon as they are there."""
+
+        def done(places: Sequence[int], answers: Sequence[Answer]) -> None:
+            for place, answer in zip(places, answers, strict=True):
+                self.cache_hook.add_partial("loglikelihood", requests[place][0], answer)
+            self._advance(len(places))
+
+        return done
 
     def _counted(self, kind: str, run: Callable[..., Any], requests: list[Any]) -> list[Any]:
         done, tell = 0, self._started(len(requests))
