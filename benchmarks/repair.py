@@ -104,7 +104,7 @@ class Reader:
         self._model = model
         asked = encode(prompts(), model, True, HORIZON)
         greedy, sampled = write_dense(model, [prompt.token_ids for prompt in asked], HORIZON, 1.0, 0, 48)
-        written = [("greedy", greedy), ("sampled", [draw.continuation for draw in sampled])]
+        written = [("greedy", greedy), ("sampled", sampled)]
         self._texts = [
             Trajectory(index, trace, prompt.token_ids, tuple(text.token_ids), text.ended)
             for trace, texts in written
