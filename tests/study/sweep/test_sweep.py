@@ -30,7 +30,7 @@ from prunelens.report.pages.rerender import render_again
 from prunelens.report.pages.sweep import render_sweep
 from prunelens.results import Sweep
 from prunelens.study.compare.schemas import RUN
-from prunelens.study.evaluate.verdict import AT_RISK, BROKEN, SAFE, UNKNOWN
+from prunelens.study.evaluate.words import BROKEN, DEGRADED, NOT_MEASURED, SAFE, UNDECIDED
 from prunelens.study.store import Run, read_run, write_run
 from prunelens.study.sweep.cells import CELL
 from prunelens.study.sweep.executors import EXECUTORS, Outcome, run_local
@@ -332,8 +332,8 @@ def test_another_threshold_judges_what_is_there(tiny: Path, tmp_path: Path, made
         for before, after in zip(*rows, strict=True):
             assert before["rule"] != after["rule"] or use == "short-generation"
             assert before["value"] == after["value"]
-            assert before["verdict"] == BROKEN
-            assert after["verdict"] in (SAFE, AT_RISK)  # a share of few items is at best at risk
+            assert before["verdict"] in (BROKEN, DEGRADED)
+            assert after["verdict"] in (SAFE, UNDECIDED)  # a share of few items is at best undecided
 
 
 def test_another_limit_asks_the_tasks_again(tiny: Path, tmp_path: Path, made: list[tuple[str, int]]) -> None:
@@ -352,7 +352,7 @@ def test_a_class_given_anew_shows_in_the_verdicts(tiny: Path, tmp_path: Path) ->
         found = sweep(document | {"evaluate": {"limit": 2, "long_tokens": 4}}, tmp_path / "sweep")
         assert set(found.tables["scores"]["use"].to_pylist()) == {use}
         verdicts = {row["use"]: row["verdict"] for row in found.tables["verdicts"].to_pylist()}
-        assert {other for other in USES if verdicts[other] != UNKNOWN} == {use}
+        assert {other for other in USES if verdicts[other] != NOT_MEASURED} == {use}
 
 
 def test_other_retrieval_data_under_the_same_name_are_other_cells(
@@ -537,7 +537,7 @@ def test_scores_and_verdicts_are_those_of_evaluate(tiny: Path, tmp_path: Path) -
         lines = [row for row in verdicts if row["recipe"] == record["compressed"]]
         assert [line["use"] for line in lines] == list(USES)
         assert [{key: line[key] for key in record["verdicts"][0]} for line in lines] == record["verdicts"]
-    assert {row["verdict"] for row in verdicts if row["use"] == "long-generation"} != {UNKNOWN}
+    assert {row["verdict"] for row in verdicts if row["use"] == "long-generation"} != {NOT_MEASURED}
     assert found.info["calibration"] == []  # nothing was compared, so nothing was predicted
 
 
@@ -748,7 +748,7 @@ def page_run(text: str) -> Run:
         row["recipe"] = f"{row['key']}{text}"
     for row in rows["scores"]:
         row |= {"recipe": f"{row['key']}{text}", "tie": True, "difference": row["difference"] / 1000}
-    line = {"use": "retrieval", "verdict": UNKNOWN, "number": text, "value": None, "low": None, "high": None}
+    line = {"use": "retrieval", "verdict": NOT_MEASURED, "number": text, "value": None, "low": None, "high": None}
     rows["verdicts"] = [
         {"key": row["key"], "recipe": row["recipe"], "seed": 0, **line, "rule": text, "source": text, "reason": text}
         for row in rows["cells"]

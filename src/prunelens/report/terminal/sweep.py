@@ -10,7 +10,7 @@ from prunelens.errors import printable
 from prunelens.report.terminal.evaluate import COLOURS, SHORT
 from prunelens.report.terminal.screen import closing, console, lean_table
 from prunelens.report.wording import DASH
-from prunelens.study.evaluate.verdict import UNKNOWN
+from prunelens.study.evaluate.words import NOT_MEASURED
 from prunelens.tasks.suite import USES
 
 MOST_CELLS = 20
@@ -63,5 +63,5 @@ def _cells(record: dict[str, Any]) -> list[str | Text]:
         return [Text("failed", "red")]
     saved = f"{100 * record['bytes_saved']:.1f} %" if record["bytes_saved"] > 0 else f"{100 * record['zeros']:.0f} % 0s"
     kl = "" if record["kl"] is None else f"{record['kl']:.3g}"
-    verdicts = [DASH if line["verdict"] == UNKNOWN else line["verdict"] for line in record["verdicts"]]
+    verdicts = [DASH if line["verdict"] == NOT_MEASURED else line["verdict"] for line in record["verdicts"]]
     return [saved, kl, *[Text(verdict, COLOURS.get(verdict, "dim")) for verdict in verdicts]]
