@@ -14,11 +14,11 @@ from prunelens.metrics.intervals import (
     Interval,
     Z,
     change_ends,
+    exact_share,
     in_order,
     lower_bound,
     mean_interval,
     ratio_interval,
-    wilson,
 )
 
 Values = Float[np.ndarray, " _"]
@@ -36,12 +36,12 @@ def fewest_items(share: float) -> int | None:
 
 
 def score_interval(values: Values) -> Interval:
-    """Mean score with its 95 % interval: Wilson's for values of 0 and 1, or for as many as vary like other shares.
+    """Mean score with its 95 % interval: exact for values of 0 and 1, Wilson's for as many as vary like other shares.
 
     Values beyond 0 and 1 have Student's interval, with two more items a standard deviation above and below.
     """
     if bool(np.isin(values, (0, 1)).all()):
-        return wilson(float(values.sum()), len(values))
+        return exact_share(int(values.sum()), len(values))
     if _in_unit(values):
         return ratio_interval(values, np.ones(len(values)), bounded=True)
     return mean_interval(values, _spread(values))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from prunelens.metrics.intervals import Interval, wilson
+from prunelens.metrics.intervals import Interval, exact_share
 from prunelens.study.evaluate.early import Stopped
 from prunelens.study.evaluate.scores import paired_values, score_rows
 from prunelens.study.evaluate.verdict import Thresholds, Verdict, judge
@@ -373,16 +373,16 @@ def test_a_class_that_was_stopped_early_has_its_sequence() -> None:
     assert {line.verdict for line in lines if line.use != "short-generation"} == {NOT_MEASURED}
 
 
-def test_wilson_is_scipys() -> None:
+def test_the_exact_interval_is_scipys() -> None:
     from scipy.stats import binomtest
 
     for total in (1, 2, 8, 16, 100, 1000):
         for count in {0, 1, total // 3, total // 2, total - 1, total}:
-            expected = binomtest(count, total).proportion_ci(0.95, method="wilson")
-            found = wilson(count, total)
+            expected = binomtest(count, total).proportion_ci(0.95, method="exact")
+            found = exact_share(count, total)
             assert found.value == count / total
-            assert found.low == pytest.approx(expected.low, abs=1e-12)
-            assert found.high == pytest.approx(expected.high, abs=1e-12)
+            assert found.low == pytest.approx(expected.low, abs=1e-9)
+            assert found.high == pytest.approx(expected.high, abs=1e-9)
             assert 0 <= found.low <= found.high <= 1
 
 

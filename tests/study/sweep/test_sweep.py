@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -609,11 +610,28 @@ def test_calibration_is_the_rank_correlation_over_all_cells() -> None:
         measured = [use_loss(rows, cell["key"], use) for cell in rows["cells"]]
         assert item["rho"] == pytest.approx(scipy.stats.spearmanr(predicted, measured).statistic, abs=1e-12)
         assert (item["n"], item["name"]) == (5, name)
+        assert -1 <= item["low"] < item["rho"] < item["high"] <= 1
         assert [point["predicted"] for point in item["points"]] == predicted
         assert [point["measured"] for point in item["points"]] == measured
         assert [point["recipe"] for point in item["points"]] == [cell["recipe"] for cell in rows["cells"]]
     assert found["multiple-choice", "kl"]["rho"] == pytest.approx(found["multiple-choice", "same_choice"]["rho"])
     assert 0 < abs(found["multiple-choice", "kl"]["rho"]) < 1
+
+
+def test_seeds_of_a_recipe_count_once_and_agreed_tokens_are_turned_round() -> None:
+    rows = hand_made()
+    for place, cell in enumerate(rows["cells"]):
+        cell["recipe"] = f"drop-mlp:{place // 2}"
+        cell["expected_agreed"] = -float(cell["excess_nll_predicted"])
+    found = {item["column"]: item for item in calibration(rows) if item["use"] == "long-generation"}
+    item = found["excess_nll_predicted"]
+    means = [
+        [statistics.mean(point[side] for point in item["points"][start : start + 2]) for start in (0, 2, 4)]
+        for side in ("predicted", "measured")
+    ]
+    assert item["rho"] == pytest.approx(scipy.stats.spearmanr(*means).statistic)
+    assert (item["n"], len(item["points"]), item["low"], item["high"]) == (3, 5, -1, 1)
+    assert found["expected_agreed"]["rho"] == pytest.approx(item["rho"])
 
 
 def test_calibration_leaves_out_what_is_not_there() -> None:

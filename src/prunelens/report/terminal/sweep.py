@@ -9,7 +9,7 @@ from rich.text import Text
 from prunelens.errors import printable
 from prunelens.report.terminal.evaluate import COLOURS, SHORT
 from prunelens.report.terminal.screen import closing, console, lean_table
-from prunelens.report.wording import DASH
+from prunelens.report.wording import DASH, correlation_words
 from prunelens.study.evaluate.words import NOT_MEASURED
 from prunelens.tasks.suite import USES
 
@@ -39,8 +39,7 @@ def print_sweep(
         if record["status"] == "failed":
             screen.print(Text(f"{printable(record['recipe'])} failed: {printable(record['error'])}", "red"))
     for item in info["calibration"]:
-        rho = "undefined" if item["rho"] is None else f"{item['rho']:.2f}"
-        screen.print(Text(f"{item['use']} from {item['name']}: rank correlation {rho}, {item['n']} cells"))
+        screen.print(Text(f"{item['use']} from {item['name']}: rank correlation {correlation_words(item)}"))
     closing(screen, page, info.get("notes", []), seconds, "")
 
 

@@ -16,7 +16,7 @@ ORDER = (SAFE, UNDECIDED, DEGRADED, BROKEN)
 OUT_OF_REACH = 1000
 """Times as many items as there were, beyond which nothing is said about how many more would decide."""
 OLD_WORD = "at risk"
-_RULE = re.compile(r"safe (?P<sign>[≥≤]) (?P<safe>[\d.e-]+)(?P<share> %)?, broken [<>] (?P<broken>[\d.e-]+)")
+_RULE = re.compile(r"safe (?P<sign>[≥≤]) (?P<safe>[\d.e-]+)(?P<share> %)?, broken [<>] (?P<broken>[\d.e-]+)(?: %)?")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def in_five_words(line: Mapping[str, Any]) -> dict[str, Any]:
     """A stored verdict in today's words: `at risk` by its interval and rule, a prediction as not measured."""
     found = dict(line)
     if line.get("source") == "predicted":
-        reason = f"no task of this class was run; an older version predicted {line['verdict']} from a comparison"
+        reason = "no task of this class was run; an older version predicted it from a comparison"
         ends = dict.fromkeys(("value", "low", "high"))
         return found | ends | {"verdict": NOT_MEASURED, "number": "", "rule": "", "source": "", "reason": reason}
     if line["verdict"] != OLD_WORD:
