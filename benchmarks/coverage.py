@@ -2,7 +2,7 @@
 
 Needs numpy only, no model. Prints the tables of docs/coverage.md; the seed alone decides the draws.
 
-    python benchmarks/coverage.py [--runs 1000] [--seed 0]
+    python benchmarks/coverage.py [--runs 400] [--seed 0]
 """
 
 import argparse
@@ -29,7 +29,7 @@ Draw = Callable[[Generator, int], Interval | None]
 def main() -> None:
     """Print every table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=1000, help="simulated samples of each cell (default 1000)")
+    parser.add_argument("--runs", type=int, default=400, help="simulated samples of each cell (default 400)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     sizes = [f"{size}" for size in SIZES]
