@@ -139,7 +139,7 @@ def over_prompts(values: list[Any]) -> list[float]:
     """Mean over tokens, with its interval over prompts; the greedy and the sampled text of a prompt go together."""
     import numpy as np
 
-    from prunelens.metrics.survival import ratio_interval
+    from prunelens.metrics.intervals import ratio_interval
 
     half = len(values) // 2
     totals = np.array([first.sum() + second.sum() for first, second in zip(values[:half], values[half:], strict=True)])

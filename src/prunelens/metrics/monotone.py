@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from prunelens.metrics.survival import Interval
+from prunelens.metrics.intervals import Interval
 
 Values = Float[np.ndarray, " n"]
 FLOOR = 0.1

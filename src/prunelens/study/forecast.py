@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, StrictBool, StrictFloat, StrictInt, 
 
 from prunelens.documents import read_json
 from prunelens.errors import PrunelensError, shown
+from prunelens.metrics.intervals import Interval
 from prunelens.metrics.monotone import left_out_misses, next_point
-from prunelens.metrics.survival import Interval
 
 FILE = "forecast.json"
 FORMAT = ("prunelens-forecast", 1)

@@ -34,7 +34,8 @@ UNDEFINED = "not a finite number: it is undefined for these models (0/0, or an o
 class Kind:
     """One kind of result on disk: its mark in run.json, its tables, and what run.json must hold.
 
-    `info` checks what pages are drawn from; tables in `needed_rows` cannot be empty.
+    `info` checks what pages are drawn from; tables in `needed_rows` cannot be empty; `renew` says in today's words what
+    an older version wrote.
     """
 
     format: str
@@ -45,6 +46,7 @@ class Kind:
     command: str
     info: type[BaseModel]
     needed_rows: tuple[str, ...] = ()
+    renew: Callable[["Run"], "Run"] | None = None
 
     @property
     def article(self) -> str:
@@ -270,7 +272,7 @@ def open_run(folder: Path, kind: Kind) -> Run:
     for name in kind.needed_rows:
         if found.tables[name].num_rows == 0:
             raise PrunelensError(f"the {kind.what} is damaged: {folder}/{name}.parquet has no rows; {again}")
-    return found
+    return kind.renew(found) if kind.renew else found
 
 
 def _fault(error: ValidationError) -> str:

@@ -15,7 +15,7 @@ import prunelens.cli.main
 from conftest import tiny_model, words
 from prunelens.api import compare
 from prunelens.errors import PrunelensError
-from prunelens.metrics.survival import ratio_interval
+from prunelens.metrics.intervals import ratio_interval
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.results import Comparison

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,7 @@ from prunelens.report.pages.rerender import render_again
 from prunelens.report.pages.sweep import render_sweep
 from prunelens.results import Sweep
 from prunelens.study.compare.schemas import RUN
-from prunelens.study.evaluate.verdict import AT_RISK, BROKEN, SAFE, UNKNOWN
+from prunelens.study.evaluate.words import BROKEN, DEGRADED, NOT_MEASURED, SAFE, UNDECIDED
 from prunelens.study.forecast import read_forecast
 from prunelens.study.store import Run, read_run, write_run
 from prunelens.study.sweep.cells import CELL
@@ -334,8 +335,8 @@ def test_another_threshold_judges_what_is_there(tiny: Path, tmp_path: Path, made
         for before, after in zip(*rows, strict=True):
             assert before["rule"] != after["rule"] or use == "short-generation"
             assert before["value"] == after["value"]
-            assert before["verdict"] == BROKEN
-            assert after["verdict"] in (SAFE, AT_RISK)  # a share of few items is at best at risk
+            assert before["verdict"] in (BROKEN, DEGRADED)
+            assert after["verdict"] in (SAFE, UNDECIDED)  # a share of few items is at best undecided
 
 
 def test_another_limit_asks_the_tasks_again(tiny: Path, tmp_path: Path, made: list[tuple[str, int]]) -> None:
@@ -354,7 +355,7 @@ def test_a_class_given_anew_shows_in_the_verdicts(tiny: Path, tmp_path: Path) ->
         found = sweep(document | {"evaluate": {"limit": 2, "long_tokens": 4}}, tmp_path / "sweep")
         assert set(found.tables["scores"]["use"].to_pylist()) == {use}
         verdicts = {row["use"]: row["verdict"] for row in found.tables["verdicts"].to_pylist()}
-        assert {other for other in USES if verdicts[other] != UNKNOWN} == {use}
+        assert {other for other in USES if verdicts[other] != NOT_MEASURED} == {use}
 
 
 def test_other_retrieval_data_under_the_same_name_are_other_cells(
@@ -539,7 +540,7 @@ def test_scores_and_verdicts_are_those_of_evaluate(tiny: Path, tmp_path: Path) -
         lines = [row for row in verdicts if row["recipe"] == record["compressed"]]
         assert [line["use"] for line in lines] == list(USES)
         assert [{key: line[key] for key in record["verdicts"][0]} for line in lines] == record["verdicts"]
-    assert {row["verdict"] for row in verdicts if row["use"] == "long-generation"} != {UNKNOWN}
+    assert {row["verdict"] for row in verdicts if row["use"] == "long-generation"} != {NOT_MEASURED}
     assert found.info["calibration"] == []  # nothing was compared, so nothing was predicted
 
 
@@ -611,11 +612,28 @@ def test_calibration_is_the_rank_correlation_over_all_cells() -> None:
         measured = [use_loss(rows, cell["key"], use) for cell in rows["cells"]]
         assert item["rho"] == pytest.approx(scipy.stats.spearmanr(predicted, measured).statistic, abs=1e-12)
         assert (item["n"], item["name"]) == (5, name)
+        assert -1 <= item["low"] < item["rho"] < item["high"] <= 1
         assert [point["predicted"] for point in item["points"]] == predicted
         assert [point["measured"] for point in item["points"]] == measured
         assert [point["recipe"] for point in item["points"]] == [cell["recipe"] for cell in rows["cells"]]
     assert found["multiple-choice", "kl"]["rho"] == pytest.approx(found["multiple-choice", "same_choice"]["rho"])
     assert 0 < abs(found["multiple-choice", "kl"]["rho"]) < 1
+
+
+def test_seeds_of_a_recipe_count_once_and_agreed_tokens_are_turned_round() -> None:
+    rows = hand_made()
+    for place, cell in enumerate(rows["cells"]):
+        cell["recipe"] = f"drop-mlp:{place // 2}"
+        cell["expected_agreed"] = -float(cell["excess_nll_predicted"])
+    found = {item["column"]: item for item in calibration(rows) if item["use"] == "long-generation"}
+    item = found["excess_nll_predicted"]
+    means = [
+        [statistics.mean(point[side] for point in item["points"][start : start + 2]) for start in (0, 2, 4)]
+        for side in ("predicted", "measured")
+    ]
+    assert item["rho"] == pytest.approx(scipy.stats.spearmanr(*means).statistic)
+    assert (item["n"], len(item["points"]), item["low"], item["high"]) == (3, 5, -1, 1)
+    assert found["expected_agreed"]["rho"] == pytest.approx(item["rho"])
 
 
 def test_calibration_leaves_out_what_is_not_there() -> None:
@@ -798,7 +816,7 @@ def page_run(text: str) -> Run:
         row["recipe"] = f"{row['key']}{text}"
     for row in rows["scores"]:
         row |= {"recipe": f"{row['key']}{text}", "tie": True, "difference": row["difference"] / 1000}
-    line = {"use": "retrieval", "verdict": UNKNOWN, "number": text, "value": None, "low": None, "high": None}
+    line = {"use": "retrieval", "verdict": NOT_MEASURED, "number": text, "value": None, "low": None, "high": None}
     rows["verdicts"] = [
         {"key": row["key"], "recipe": row["recipe"], "seed": 0, **line, "rule": text, "source": text, "reason": text}
         for row in rows["cells"]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from prunelens.metrics.survival import ratio_interval
+from prunelens.metrics.intervals import ratio_interval
 from prunelens.report.figures.curves import STEP, stacked
 from prunelens.report.figures.drawing import (
     GRID,

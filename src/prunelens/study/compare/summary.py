@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prunelens.metrics.intervals import Interval, ratio_interval
 from prunelens.metrics.survival import (
-    Interval,
     agreed_length,
     common_prefix,
     draft_speedup,
     expected_agreed,
     faithful_length,
-    ratio_interval,
     survival_rows,
 )
 from prunelens.study.compare.attributed import attributed
@@ -29,6 +28,8 @@ SUMMARISED = (
     *("entropy_compressed", "hidden_cosine", "logit_cosine", "prob_cosine"),
 )
 """The columns of `steps` that are read here."""
+SHARES = ("tv", "same_top1")
+"""Columns of `steps` whose values lie between 0 and 1."""
 TIE = {"float64": 1e-8, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
 """Gap of two log-probabilities below which rounding may decide which token is the most likely one."""
 
@@ -117,7 +118,8 @@ def _size(info: dict[str, Any], record: dict[str, Any], kl: float) -> dict[str, 
 def token_mean(table: pa.Table, name: str) -> Interval:
     """Mean over tokens with its interval over prompts."""
     grouped = table.group_by("prompt_id", use_threads=False).aggregate([(name, "sum"), (name, "count")])
-    return ratio_interval(column(grouped, f"{name}_sum"), column(grouped, f"{name}_count"))
+    totals, counts = column(grouped, f"{name}_sum"), column(grouped, f"{name}_count")
+    return ratio_interval(totals, counts, bounded=name in SHARES)
 
 
 def _excess_nll(sampled: pa.Table) -> Interval:

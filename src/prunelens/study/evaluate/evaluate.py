@@ -98,16 +98,14 @@ def collect(
     found: Mapping[str, TaskResult],
     thresholds: Thresholds,
     seconds: float,
-    compared: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Run:
-    """Everything that was measured as one result; `compared` holds summaries of comparisons by label."""
+    """Everything that was measured as one result."""
     everything = {"dense": runner.dense_found, **found}
     summary = []
     for candidate in candidates:
         own = found[candidate.label]
         rows = score_rows(runner.dense_found.scored, own.scored)
-        record = compared.get(candidate.label) if compared else None
-        lines = judge(runner.dense_found.scored, own.scored, rows, record, thresholds)
+        lines = judge(runner.dense_found.scored, own.scored, rows, thresholds)
         summary.append(
             {
                 "compressed": candidate.label,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from prunelens.metrics.statistics import rank_correlation
+from prunelens.metrics.statistics import correlation_ends, rank_correlation
 from prunelens.study.forecast import SETTINGS, Forecast, Point, fit, predictors_of, prompts_hash
 from prunelens.study.store import Run
 from prunelens.tasks.suite import USES
@@ -45,10 +45,16 @@ PREDICTIONS = (
     ("retrieval", "kl", "mean KL, nats", False),
 )
 """(class, column of cells, in words, whether it is turned into 1 − value)."""
+FALLING = ("expected_agreed",)
+"""Columns of which more is better, so that a good prediction falls where the loss rises."""
 
 
 def calibration(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """What each prediction was worth: its rank correlation with the measured loss, over all finished cells."""
+    """What each prediction was worth: its rank correlation with the measured loss, with its interval.
+
+    Over all finished recipes: cells of one recipe under several seeds are points of their own but count once, with
+    their means. Where more of a prediction is better, the correlation is turned round.
+    """
     found = []
     for use, column, name, turned in PREDICTIONS:
         points = []
@@ -58,10 +64,22 @@ def calibration(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
                 predicted = 1 - value if turned else value
                 points.append({"recipe": cell["recipe"], "predicted": predicted, "measured": loss})
         if points:
-            sides = [np.array([point[side] for point in points]) for side in ("predicted", "measured")]
-            rho = rank_correlation(*sides)
-            found.append({"use": use, "column": column, "name": name, "rho": rho, "n": len(points), "points": points})
+            rho, count = _correlation(points, column in FALLING)
+            ends = correlation_ends(rho, count)
+            item = {"use": use, "column": column, "name": name, "rho": rho, "n": count, "points": points}
+            found.append(item | {"low": ends[0] if ends else None, "high": ends[1] if ends else None})
     return found
+
+
+def _correlation(points: Sequence[Row], falling: bool) -> tuple[float | None, int]:
+    """(Spearman's ρ over recipes, how many there are)."""
+    recipes = dict.fromkeys(point["recipe"] for point in points)
+    sides = (
+        np.array([np.mean([point[side] for point in points if point["recipe"] == recipe]) for recipe in recipes])
+        for side in ("predicted", "measured")
+    )
+    rho = rank_correlation(*sides)
+    return (-rho if falling and rho is not None else rho), len(recipes)
 
 
 def fit_forecast(rows: Mapping[str, Sequence[Row]], compared: Mapping[str, Run]) -> dict[str, Any] | None:

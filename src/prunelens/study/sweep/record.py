@@ -43,6 +43,8 @@ class Forecast(Part):
     use: StrictStr
     name: StrictStr
     rho: Number
+    low: Number = None
+    high: Number = None
     n: Count
     points: list[dict[StrictStr, Any]]
 

@@ -21,6 +21,7 @@ from prunelens.pruning.plugins import check_loadable
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.reading import checked_path, is_directory, is_file, read_bytes
 from prunelens.study.claims import claimed, probe_claim
+from prunelens.study.evaluate.words import renewed
 from prunelens.study.forecast import FILE
 from prunelens.study.store import PAGE, Kind, Run, info_text, pageless, rendered, sound
 from prunelens.study.sweep.cells import CELLS, Given, keep_error, read_cell, setup, work
@@ -43,6 +44,7 @@ SWEEP = Kind(
     "sweep",
     "sweep",
     SweepInfo,
+    renew=renewed,
 )
 
 

@@ -127,7 +127,7 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
         sides = _sides(evaluated) if evaluated else ([], [])
         scores = score_rows(*sides, evaluated.info["summary"][0]["scores"] if evaluated else ())
         rows["scores"] += [names | _flat(row) for row in scores]
-        lines = judge(*sides, scores, summary, study.thresholds)
+        lines = judge(*sides, scores, study.thresholds)
         rows["verdicts"] += [names | line.as_dict() for line in lines]
     tables = {name: pa.Table.from_pylist(found, SCHEMAS[name]) for name, found in rows.items()}
     info = {
