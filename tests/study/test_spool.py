@@ -93,3 +93,17 @@ def store_kind() -> store.Kind:
     from prunelens.study.compare.schemas import RUN
 
     return RUN
+
+
+def test_lanes_stand_in_the_order_of_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spooling, "PIECE_BYTES", 100)
+    schema = pa.schema([("n", pa.int64())])
+    found = Spool({"rows": schema})
+    for start in range(0, 90, 10):
+        for lane in (1, 0):
+            found.add(
+                "rows", [pa.table({"n": list(range(1000 * lane + start, 1000 * lane + start + 10))}, schema)], lane
+            )
+        found.add("rows", [pa.table({"n": [5000 + start]}, schema)])
+    wanted = [*range(90), *range(1000, 1090), *range(5000, 5090, 10)]
+    assert found.tables()["rows"]["n"].to_pylist() == wanted

@@ -1,6 +1,7 @@
 """Tables that grow piece by piece: what is large waits on disk and is read from there, so that memory stays flat."""
 
 import mmap
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 
@@ -13,6 +14,10 @@ PIECE_BYTES = 8 * MIB
 """So much of each table is held in memory before it goes to disk."""
 
 
+LAST = sys.maxsize
+"""The lane behind all others."""
+
+
 class Spool:
     """Collects the tables of a run; one is added to in any number of pieces.
 
@@ -22,32 +27,43 @@ class Spool:
 
     def __init__(self, schemas: Mapping[str, pa.Schema]) -> None:
         self._schemas = schemas
-        self._kept: dict[str, list[pa.Table]] = {name: [] for name in schemas}
-        self._waiting: dict[str, list[pa.Table]] = {name: [] for name in schemas}
-        self._bytes = dict.fromkeys(schemas, 0)
+        self._lanes: dict[str, dict[int, _Lane]] = {name: {} for name in schemas}
 
-    def add(self, name: str, pieces: Iterable[pa.Table]) -> None:
-        """Add rows to a table, in order."""
-        waiting = self._waiting[name]
+    def add(self, name: str, pieces: Iterable[pa.Table], lane: int = LAST) -> None:
+        """Add rows to a table: in order within a lane, and the lanes in the order of their numbers."""
+        own = self._lanes[name].setdefault(lane, _Lane())
         for piece in pieces:
-            waiting.append(piece)
-            self._bytes[name] += piece.nbytes
-            if self._bytes[name] >= PIECE_BYTES:
-                self._kept[name].append(on_disk(pa.concat_tables(waiting)))
-                waiting.clear()
-                self._bytes[name] = 0
+            own.add(piece)
 
     def tables(self) -> dict[str, pa.Table]:
         """The tables; their columns lie in the file system's cache, which the system empties when it needs memory."""
-        found = {name: [*self._kept[name], *_joined(self._waiting[name])] for name in self._schemas}
+        found = {
+            name: [table for lane in sorted(lanes) for table in lanes[lane].tables()]
+            for name, lanes in self._lanes.items()
+        }
         return {
             name: pa.concat_tables(tables) if tables else self._schemas[name].empty_table()
             for name, tables in found.items()
         }
 
 
-def _joined(tables: list[pa.Table]) -> list[pa.Table]:
-    return [pa.concat_tables(tables).combine_chunks()] if tables else []
+class _Lane:
+    """Rows of one table that stand together."""
+
+    def __init__(self) -> None:
+        self._kept: list[pa.Table] = []
+        self._waiting: list[pa.Table] = []
+        self._bytes = 0
+
+    def add(self, piece: pa.Table) -> None:
+        self._waiting.append(piece)
+        self._bytes += piece.nbytes
+        if self._bytes >= PIECE_BYTES:
+            self._kept.append(on_disk(pa.concat_tables(self._waiting)))
+            self._waiting, self._bytes = [], 0
+
+    def tables(self) -> list[pa.Table]:
+        return [*self._kept, *([pa.concat_tables(self._waiting).combine_chunks()] if self._waiting else [])]
 
 
 def on_disk(table: pa.Table) -> pa.Table:

@@ -8,7 +8,8 @@ from conftest import tiny_model, tiny_network, tiny_tokenizer
 from prunelens.api import compare
 from prunelens.models.opening.loading import wrap
 from prunelens.results import Comparison
-from prunelens.study.compare import stages
+from prunelens.study.compare import free_running
+from prunelens.tracing.forced import Trajectory
 
 RECIPES = ("drop-attention@1", "magnitude:0.2", "quantize:int8")
 LABELS = ["compressed", "prompt_id", "trace", "step", "position", "token_id", "contexts_differ"]
@@ -22,11 +23,11 @@ def compared(seed: int) -> Comparison:
 def both(request: pytest.FixtureRequest) -> tuple[Comparison, Comparison, list[int]]:
     """(From the divergence on, from the prompt on, where the first one began)."""
     began: list[int] = []
-    own = stages.first_other
+    own = free_running.first_other
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "first_other", lambda *given: began.append(own(*given)) or began[-1])
+        patch.setattr(free_running, "first_other", lambda *given: began.append(own(*given)) or began[-1])
         late = compared(request.param)
-        patch.setattr(stages, "first_other", lambda *given: 0)
+        patch.setattr(free_running, "first_other", lambda *given: 0)
         return late, compared(request.param), began
 
 
@@ -70,3 +71,24 @@ def test_a_model_against_itself_writes_nothing() -> None:
     handle.remove()
     assert passes
     assert not any(passes)
+
+
+def test_pieces_hold_whole_texts_of_one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(free_running, "PIECE_TOKENS", 10)
+    lengths = [3, 9, 0, 12, 4, 4, 4, 1]
+    read = [
+        Trajectory(index, "greedy" if index < 5 else "sampled", (1,), tuple(range(length)), False)
+        for index, length in enumerate(lengths)
+    ]
+    pieces = list(free_running.in_pieces(read))
+    assert [[len(text.token_ids) for text in piece] for _, piece in pieces] == [[3, 9], [0, 12], [4], [4, 4, 4], [1]]
+    assert [(rows.start, rows.stop) for rows, _ in pieces] == [(0, 12), (12, 24), (24, 28), (28, 40), (40, 41)]
+    assert list(free_running.in_pieces([])) == []
+
+
+def test_piece_by_piece_gives_the_same_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = compared(1)
+    monkeypatch.setattr(free_running, "PIECE_TOKENS", 7)
+    small = compared(1)
+    for name, table in whole.tables.items():
+        assert small.tables[name].equals(table), name

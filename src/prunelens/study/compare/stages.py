@@ -21,14 +21,13 @@ from prunelens.study.candidates import Candidate
 from prunelens.study.compare.dense_texts import DenseTexts
 from prunelens.study.compare.describe import describe_run
 from prunelens.study.compare.drafts import measure_drafts
-from prunelens.study.compare.free_running import by_text, free_stats, free_trajectories
+from prunelens.study.compare.free_running import Reading, free_stats, free_trajectories, in_pieces
 from prunelens.study.compare.inside import Inside
 from prunelens.study.compare.layer_tables import noise_summary
 from prunelens.study.compare.schemas import SCHEMAS, UnsummarisedError
 from prunelens.study.compare.settings import Settings
 from prunelens.study.compare.summary import summarise
 from prunelens.study.compare.tables import (
-    SURVIVAL_STATS,
     Stats,
     alternative_rows,
     continuation_rows,
@@ -42,7 +41,7 @@ from prunelens.study.spool import Spool
 from prunelens.study.store import Run, sound
 from prunelens.tasks.prompts import Prompt
 from prunelens.tracing.forced import Trajectory, forced_states
-from prunelens.tracing.free import couple, first_other, write_dense, write_free
+from prunelens.tracing.free import couple, write_dense, write_free
 from prunelens.tracing.generate import Continuation
 from prunelens.tracing.prompt_end import prompt_end_stats
 
@@ -94,11 +93,11 @@ class Stages:
         with self._clock("reading"):
             states = self._read(trajectories)
         with self._clock("comparing"):
-            forced = self._measure(trajectories, states)
+            readings = self._measure(trajectories, states)
             self._measure_prompt_end(trajectories, states)
         inside = self._look_inside(trajectories, states[0])
-        for candidate, each in zip(self.candidates, forced, strict=True):
-            self._go_on(candidate, trajectories, states[0], each, greedy, sampled)
+        for candidate, reading in zip(self.candidates, readings, strict=True):
+            self._go_on(candidate, trajectories, states[0], reading, greedy, sampled)
         with self._clock("drafting"):
             drafts, undrafted = measure_drafts(self.dense, self.candidates, self.prompts, self.settings, self.reporter)
         self.spool.add("prompts", [prompts_table(self.prompts)])
@@ -189,22 +188,20 @@ class Stages:
             for own, candidate in zip(states, self.candidates, strict=True)
         ]
 
-    def _measure(self, trajectories: list[Trajectory], states: list[Tensor]) -> list[list[Stats]]:
-        """Of each candidate, each text's statistics: all of a greedy text's, of a sampled one's those of survival."""
-        tokens = torch.tensor([token for trajectory in trajectories for token in trajectory.token_ids])
-        advance = self.reporter("comparing token probabilities", len(tokens))
-        found = self._stream(states[0], self._pairs(states[1:]), tokens, advance)
-        greedy = [trajectory for trajectory in trajectories if trajectory.trace == "greedy"]
-        num_greedy = sum(len(trajectory.token_ids) for trajectory in greedy)
-        kept = []
-        for candidate, stats in zip(self.candidates, found, strict=True):
-            self.spool.add("steps", [steps_rows(candidate.label, self.prompts, trajectories, stats)])
-            first = {name: value[:num_greedy].clone() for name, value in stats.items()}
-            rows = alternative_rows(candidate.label, self.prompts, greedy, first, self.dense)
-            self.spool.add("alternatives", [rows])
-            rest = {name: stats[name][num_greedy:].clone() for name in SURVIVAL_STATS}
-            kept.append(by_text(greedy, first) + by_text(trajectories[len(greedy) :], rest))
-        return kept
+    def _measure(self, trajectories: list[Trajectory], states: list[Tensor]) -> list[Reading]:
+        """Row statistics of every candidate, written as rows piece by piece; what later stages need is returned."""
+        advance = self.reporter("comparing token probabilities", states[0].shape[0])
+        readings = [Reading() for _ in self.candidates]
+        for rows, texts in in_pieces(trajectories):
+            tokens = torch.tensor([token for text in texts for token in text.token_ids])
+            found = self._stream(states[0][rows], self._pairs([own[rows] for own in states[1:]]), tokens, advance)
+            for lane, (candidate, reading, stats) in enumerate(zip(self.candidates, readings, found, strict=True)):
+                self.spool.add("steps", [steps_rows(candidate.label, self.prompts, texts, stats)], lane)
+                reading.add(texts, stats)
+                if texts[0].trace == "greedy":
+                    others = alternative_rows(candidate.label, self.prompts, texts, stats, self.dense)
+                    self.spool.add("alternatives", [others], lane)
+        return readings
 
     def _stream(self, states: Tensor, pairs: list[Pair], tokens: Tensor, advance: Advance) -> list[Stats]:
         try:
@@ -243,30 +240,24 @@ class Stages:
         candidate: Candidate,
         trajectories: list[Trajectory],
         dense_states: Tensor,
-        each: list[Stats],
+        reading: Reading,
         greedy: list[Continuation],
         sampled: list[Continuation],
     ) -> None:
         """Free running and couplings of one candidate, from what its reading has shown at each step of each text."""
-        half, chosen = len(self.prompts), self.settings
+        half, chosen, each = len(self.prompts), self.settings, reading.survival
         with self._clock("free running"):
-            free = self._run_free(candidate, greedy, each[:half])
+            free = self._run_free(candidate, greedy, reading.known)
         with self._clock("comparing"):
             accepted = [stats["acceptance"].numpy() for stats in each[half:]]
             ids = [prompt.token_ids for prompt in self.prompts]
             agreed = couple(ids, sampled, accepted, chosen.max_new_tokens, chosen.seed)
-            self._measure_free(candidate, trajectories[:half], dense_states, each[:half], free, agreed)
+            self._measure_free(candidate, trajectories[:half], dense_states, reading.shared, free, agreed)
             texts = [(dense.token_ids, own.token_ids) for dense, own in zip(greedy, free, strict=True)]
             survival = survival_table(candidate.label, each[half:], each[:half], texts, agreed, chosen.max_new_tokens)
             self.spool.add("survival", [survival])
 
-    def _run_free(
-        self, candidate: Candidate, greedy: list[Continuation], forced: Sequence[Stats]
-    ) -> list[Continuation]:
-        known = [
-            first_other(text.token_ids, stats["top_ids_compressed"][:, 0], stats["same_top1"])
-            for text, stats in zip(greedy, forced, strict=True)
-        ]
+    def _run_free(self, candidate: Candidate, greedy: list[Continuation], known: Sequence[int]) -> list[Continuation]:
         chosen = self.settings
         ids = [prompt.token_ids for prompt in self.prompts]
         advance = self.reporter(f"{candidate.label} writes", len(ids) * chosen.max_new_tokens)
