@@ -113,7 +113,7 @@ def test_many_sampled_rows_are_drawn_a_few_at_a_time(at_once: int, monkeypatch: 
     model = tiny_model("llama")
     rules: list[Rule] = [Sampled(uniforms(0, "a", prompt, row, 5), 1.0) for row, prompt in enumerate(OTHERS)]
     expected = [text.token_ids for text in write(model, OTHERS, rules, 5, 8)]
-    monkeypatch.setattr("prunelens.tracing.generate.rows_per_pass", lambda logits: at_once)
+    monkeypatch.setattr("prunelens.tracing.generate._rows_at_once", lambda logits: at_once)
     assert [text.token_ids for text in write(model, OTHERS, rules, 5, 8)] == expected
 
 
