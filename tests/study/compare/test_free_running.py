@@ -81,8 +81,8 @@ def test_pieces_hold_whole_texts_of_one_trace(monkeypatch: pytest.MonkeyPatch) -
         for index, length in enumerate(lengths)
     ]
     pieces = list(free_running.in_pieces(read))
-    assert [[len(text.token_ids) for text in piece] for _, piece in pieces] == [[3, 9], [0, 12], [4], [4, 4, 4], [1]]
-    assert [(rows.start, rows.stop) for rows, _ in pieces] == [(0, 12), (12, 24), (24, 28), (28, 40), (40, 41)]
+    assert [[len(text.token_ids) for text in piece] for _, piece in pieces] == [[3, 9], [0, 12], [4], [4, 4, 1]]
+    assert [(rows.start, rows.stop) for rows, _ in pieces] == [(0, 12), (12, 24), (24, 28), (28, 37)]
     assert list(free_running.in_pieces([])) == []
 
 
