@@ -98,7 +98,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for what, task, make in (
             ("shared starts read once", "core_choice", shared),
-            ("shared starts read once", "core_letters", shared),
             ("lm_eval's evaluator, this one", "core_choice", by_the_evaluator),
             ("lm_eval's evaluator, this one", "core_facts", by_the_evaluator),
             ("dense answers kept", "core_choice", lambda *given: kept(*given, Path(folder))),

@@ -11,7 +11,7 @@ from prunelens.models.opening.loading import wrap
 from prunelens.models.surgery.drop import Drop, dropped
 from prunelens.tasks.harness import Asking, Harness
 from prunelens.tasks.runner import _Runner
-from prunelens.tasks.shared_prefix import LONG_PREFIX, continuation_answers, has_shared_start, shares_prefixes
+from prunelens.tasks.shared_prefix import LONG_PREFIX, continuation_answers, is_worth_sharing, shares_prefixes
 
 SHARED = ["llama", "qwen3", "gpt2", "falcon alibi", "bloom", "mpt", "opt", "olmoe", "cohere", "granite", "gptj"]
 START = tuple(range(3, 3 + LONG_PREFIX + 4))
@@ -69,23 +69,33 @@ def test_windows_and_recurrent_states_are_not_shared(family: str) -> None:
 
 
 def test_what_is_worth_sharing() -> None:
-    assert has_shared_start([((3, 4), (5,)), ((3, 4), (6,))])
-    assert not has_shared_start([((3, 4), (5,)), ((4, 3), (5,))])
-    assert has_shared_start([((*START, 40), (5,)), ((*START, 41), (5,))])
-    assert not has_shared_start([((*START[:LONG_PREFIX], 40), (5,)), ((*START[: LONG_PREFIX - 1], 41), (5,))])
-    assert not has_shared_start([(START, (5,))])
+    options = [(START, (40 + place, 50, 51)) for place in range(8)]
+    assert is_worth_sharing(options, 40)
+    assert not is_worth_sharing(options[:2], 40)
+    assert not is_worth_sharing([(START, (40 + place,)) for place in range(8)], 40)  # the harness reads it once
+    examples = [((*START, 40 + place), (5,)) for place in range(8)]
+    assert is_worth_sharing(examples, 40)
+    assert not is_worth_sharing([((40 + place, *START), (5,)) for place in range(8)], 40)
+    assert not is_worth_sharing([((*START, *START[:place]), (5,)) for place in range(8)], 1)  # a pass for each
 
 
-@pytest.mark.parametrize("name", ["core_choice", "core_letters"])
-def test_the_harness_scores_are_the_ones_without_sharing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, harness = text_model(), Harness((name,))
+def test_the_harness_scores_are_the_ones_without_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, model, harness = "core_choice", text_model(), Harness(("core_choice",))
     places = harness.items(name, limit=5)
+    calls: list[int] = []
+
+    def noted(model: Model, requests: Any, *others: Any) -> Any:
+        calls.append(len(requests))
+        return continuation_answers(model, requests, *others)
+
+    monkeypatch.setattr("prunelens.tasks.runner.continuation_answers", noted)
     shared = harness.answer(model, name, Asking(places, batch_size=8), places)
     asked = harness._questions(model, name, Asking(places, batch_size=8))
     shared_answers = [request.resps for item in asked.chosen(places) for request in item.requests]
     monkeypatch.setattr("prunelens.tasks.runner.shares_prefixes", lambda model: False)
     alone = harness.answer(model, name, Asking(places, batch_size=8), places)
     answers = [request.resps for item in asked.chosen(places) for request in item.requests]
+    assert calls == [20]
     assert harness.score(name, shared) == harness.score(name, alone)
     assert [one[0][0] for one in shared_answers] == pytest.approx([one[0][0] for one in answers], rel=1e-5)
     assert [one[0][1] for one in shared_answers] == [one[0][1] for one in answers]

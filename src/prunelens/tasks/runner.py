@@ -14,7 +14,7 @@ from prunelens.models.texts import told_ending, without_ending
 from prunelens.progress import Advance, unreported
 from prunelens.tasks.kept_answers import TaskAnswers
 from prunelens.tasks.requests import Item, seed_everything
-from prunelens.tasks.shared_prefix import Answer, continuation_answers, has_shared_start, shares_prefixes
+from prunelens.tasks.shared_prefix import Answer, continuation_answers, is_worth_sharing, shares_prefixes
 
 SHAPES: dict[str, Callable[[Any], Any]] = {
     "loglikelihood": tuple,
@@ -78,7 +78,12 @@ class _Runner(HFLM):
         ids = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
         fits = all(context and len(context) + len(continuation) <= self.max_length for context, continuation in ids)
         is_rolling = any(text is None for text, _, _ in requests)
-        if is_rolling or not fits or not has_shared_start(ids) or not shares_prefixes(self._opened):
+        if (
+            is_rolling
+            or not fits
+            or not is_worth_sharing(ids, int(self.batch_size))
+            or not shares_prefixes(self._opened)
+        ):
             found: list[Any] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
             return found
         return continuation_answers(self._opened, ids, int(self.batch_size), self._tell(requests))

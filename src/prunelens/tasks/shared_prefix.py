@@ -18,6 +18,9 @@ from prunelens.models.model import Model
 Ids = tuple[int, ...]
 Answer = tuple[float, bool]
 """(log-likelihood in nats, whether every token is the most likely one)."""
+PASS_TOKENS = 16
+"""What a pass costs beside its tokens, in tokens."""
+SPARED = 2 / 3
 LONG_PREFIX = 16
 """Tokens; a shorter start that all contexts share is not worth a pass of its own."""
 
@@ -36,10 +39,20 @@ def shares_prefixes(model: Model) -> bool:
     return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def has_shared_start(requests: Sequence[tuple[Ids, Ids]]) -> bool:
-    """Whether contexts come more than once, or all of them begin alike."""
-    contexts = {context for context, _ in requests}
-    return len(contexts) < len(requests) or bool(_shared_start(list(contexts)))
+def is_worth_sharing(requests: Sequence[tuple[Ids, Ids]], rows: int) -> bool:
+    """Whether reading shared starts once spares a third of the work: tokens that are read, and passes of few tokens.
+
+    The harness itself reads a context once for all its continuations of one token.
+    """
+    by_context: dict[Ids, list[int]] = {}
+    for place, (context, _) in enumerate(requests):
+        by_context.setdefault(context, []).append(place)
+    start = len(_shared_start(list(by_context)))
+    after = sum(len(continuation) - 1 for _, continuation in requests)
+    shared = start + sum(len(context) - start for context in by_context) + after
+    passes = sum(1 for _ in _batches(by_context, rows)) * (2 if after else 1)
+    alone = sum(len(text) for text in {context + continuation[:-1] for context, continuation in requests})
+    return shared + PASS_TOKENS * passes <= SPARED * alone
 
 
 def continuation_answers(
