@@ -7,7 +7,7 @@ import pytest
 
 from conftest import tiny_model
 from prunelens import compare
-from prunelens.report.figures import points
+from prunelens.report.figures import options, points
 from prunelens.report.figures.curves import QUANTILES
 from prunelens.report.figures.points import NUM_BINS, SMALLEST_BIN, binned_quantiles, estimates_figure
 from prunelens.study.store import Run
@@ -57,3 +57,22 @@ def test_many_steps_are_curves_and_few_points(monkeypatch: pytest.MonkeyPatch) -
         assert sum(len(trace["text"]) for trace in traces if trace["mode"] == "markers") == 10
     assert "10 of" in figure.notes[1]
     assert "Curve and bands are of all steps" in figure.how
+
+
+def test_many_prompts_with_options_are_few_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [({"role": "user", "content": f"w{number + 3} w7"},) for number in range(12)]
+    asked = [PromptText(f"p{number}", "text", messages, ("w7", "w8")) for number, messages in enumerate(said)]
+    found = compare(tiny_model(), "drop-block:1", prompts=asked, max_new_tokens=2, chat_template=False)
+    run = Run(found.tables, found.info)
+
+    def drawn() -> tuple[int, str]:
+        figure = options.options_figure(run)
+        assert figure is not None
+        traces = json.loads(figure.panels[0].spec)["data"]
+        return sum(len(trace["text"]) for trace in traces if trace["mode"] == "markers"), " ".join(figure.notes)
+
+    assert drawn() == (12, " ")
+    monkeypatch.setattr(options, "OPTION_POINTS", 5)
+    number, notes = drawn()
+    assert number == 5
+    assert "5 of 12 points are drawn" in notes

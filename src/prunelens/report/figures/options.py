@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 
 from prunelens.report.figures.drawing import Figure, Look, Panel, draw, log_axis, look, plot_text
-from prunelens.report.figures.points import MAX_POINTS, diagonal, some
+from prunelens.report.figures.points import diagonal, some
 from prunelens.report.wording import number
 from prunelens.study.rows import rows_of
 from prunelens.study.store import Run
+
+OPTION_POINTS = 300
+"""Points that can be told apart in one drawing; of more, so many are drawn, smaller."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def options_figure(run: Run) -> Figure | None:
     values = np.array([[row["kl_dense_compressed"] for row in pair[2:]] for pair in pairs])
     kept = np.asarray((values > 0).all(axis=1))
     zero = f"{int((~kept).sum())} of {len(kept)} points with a KL of 0 are left out." if not kept.all() else ""
-    drawn = some(np.nonzero(kept)[0], MAX_POINTS)
+    drawn = some(np.nonzero(kept)[0], OPTION_POINTS)
     many = f"{len(drawn):,} of {int(kept.sum()):,} points are drawn, chosen at random with a fixed seed."
     many = many if len(drawn) < kept.sum() else ""
     kept = np.isin(np.arange(len(kept)), drawn)
@@ -78,11 +81,14 @@ def _options_panel(run: Run, pairs: list[Any], values: np.ndarray, kept: np.ndar
         return Panel("", empty="Every KL is exactly 0: both models agree.")
     low, high = float(values[kept].min()), float(values[kept].max())
     traces = [diagonal(low, high, "equal KL")]
+    size = 10 if len(pairs) <= OPTION_POINTS else 6
     owners = np.array([pair[0] for pair in pairs])
     for index, record in enumerate(run.info["compressed"]):
         rows = np.nonzero(kept & (owners == index))[0]
         if len(rows):
-            traces.append(_option_points(look(index, record["label"]), [pairs[row] for row in rows], values[rows]))
+            traces.append(
+                _option_points(look(index, record["label"]), [pairs[row] for row in rows], values[rows], size)
+            )
     layout = {
         "xaxis": log_axis("KL over the vocabulary, nats", low, high),
         "yaxis": log_axis("KL over the options, nats", low, high),
@@ -90,7 +96,7 @@ def _options_panel(run: Run, pairs: list[Any], values: np.ndarray, kept: np.ndar
     return Panel("", draw(traces, layout), height=400)
 
 
-def _option_points(style: Look, pairs: list[Any], values: np.ndarray) -> dict[str, Any]:
+def _option_points(style: Look, pairs: list[Any], values: np.ndarray, size: int) -> dict[str, Any]:
     open_or_filled = ["" if pair[3]["same_top1"] else "-open" for pair in pairs]
     return {
         "type": "scatter",
@@ -101,7 +107,7 @@ def _option_points(style: Look, pairs: list[Any], values: np.ndarray) -> dict[st
         "name": style.name,
         "marker": {
             "symbol": [style.symbol + ending for ending in open_or_filled],
-            "size": 10,
+            "size": size,
             "color": style.colour,
             "line": {"width": 1.5, "color": style.colour},
         },
