@@ -321,7 +321,8 @@ def test_only_what_is_new_is_made(tiny: Path, tmp_path: Path, made: list[tuple[s
 
 
 def test_another_threshold_judges_what_is_there(tiny: Path, tmp_path: Path, made: list[tuple[str, int]]) -> None:
-    document = study(tiny, "drop-mlp@1", "magnitude:0.3", compare={"num_prompts": 4, "max_new_tokens": 12})
+    tasks = {"tasks": ["core_long"], "compare": None, "evaluate": {"limit": 4, "long_tokens": 12}}
+    document = study(tiny, "drop-mlp@1", "magnitude:0.3", **tasks)
     strict = sweep(document | {"thresholds": {"safe_nll": 0.001, "broken_nll": 0.002}}, tmp_path / "sweep")
     lenient = {"safe": 0.0001, "broken": 0, "safe_nll": 98, "broken_nll": 99}
     lax = sweep(document | {"thresholds": lenient}, tmp_path / "other")
@@ -334,7 +335,6 @@ def test_another_threshold_judges_what_is_there(tiny: Path, tmp_path: Path, made
     rows = [[row for row in found.tables["verdicts"].to_pylist() if row["use"] == use] for found in (strict, again)]
     for before, after in zip(*rows, strict=True):
         assert before["rule"] != after["rule"]
-        assert before["value"] == after["value"]
         assert before["verdict"] in (BROKEN, DEGRADED, UNDECIDED)
         assert after["verdict"] in (SAFE, UNDECIDED)  # a share of few items is at best undecided
 
