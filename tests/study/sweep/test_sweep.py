@@ -321,7 +321,8 @@ def test_only_what_is_new_is_made(tiny: Path, tmp_path: Path, made: list[tuple[s
 
 
 def test_another_threshold_judges_what_is_there(tiny: Path, tmp_path: Path, made: list[tuple[str, int]]) -> None:
-    document = study(tiny, "drop-mlp@1", "magnitude:0.3", compare={"num_prompts": 4, "max_new_tokens": 12})
+    tasks = {"tasks": ["core_long"], "compare": None, "evaluate": {"limit": 4, "long_tokens": 12}}
+    document = study(tiny, "drop-mlp@1", "magnitude:0.3", **tasks)
     strict = sweep(document | {"thresholds": {"safe_nll": 0.001, "broken_nll": 0.002}}, tmp_path / "sweep")
     lenient = {"safe": 0.0001, "broken": 0, "safe_nll": 98, "broken_nll": 99}
     lax = sweep(document | {"thresholds": lenient}, tmp_path / "other")
@@ -330,13 +331,12 @@ def test_another_threshold_judges_what_is_there(tiny: Path, tmp_path: Path, made
     assert made == []
     assert_same(again, lax)
     assert again.tables["cells"].equals(strict.tables["cells"])
-    for use in ("short-generation", "long-generation"):
-        rows = [[row for row in found.tables["verdicts"].to_pylist() if row["use"] == use] for found in (strict, again)]
-        for before, after in zip(*rows, strict=True):
-            assert before["rule"] != after["rule"] or use == "short-generation"
-            assert before["value"] == after["value"]
-            assert before["verdict"] in (BROKEN, DEGRADED)
-            assert after["verdict"] in (SAFE, UNDECIDED)  # a share of few items is at best undecided
+    use = "long-generation"
+    rows = [[row for row in found.tables["verdicts"].to_pylist() if row["use"] == use] for found in (strict, again)]
+    for before, after in zip(*rows, strict=True):
+        assert before["rule"] != after["rule"]
+        assert before["verdict"] in (BROKEN, DEGRADED, UNDECIDED)
+        assert after["verdict"] in (SAFE, UNDECIDED)  # a share of few items is at best undecided
 
 
 def test_another_limit_asks_the_tasks_again(tiny: Path, tmp_path: Path, made: list[tuple[str, int]]) -> None:
@@ -539,7 +539,10 @@ def test_scores_and_verdicts_are_those_of_evaluate(tiny: Path, tmp_path: Path) -
                 assert values == [interval[key] for key in ("mean", "low", "high")]
         lines = [row for row in verdicts if row["recipe"] == record["compressed"]]
         assert [line["use"] for line in lines] == list(USES)
-        assert [{key: line[key] for key in record["verdicts"][0]} for line in lines] == record["verdicts"]
+        columns = [key for key in found.tables["verdicts"].column_names if key in record["verdicts"][0]]
+        assert [[line[key] for key in columns] for line in lines] == [
+            [line[key] for key in columns] for line in record["verdicts"]
+        ]
     assert {row["verdict"] for row in verdicts if row["use"] == "long-generation"} != {NOT_MEASURED}
     assert found.info["calibration"] == []  # nothing was compared, so nothing was predicted
 
