@@ -21,11 +21,12 @@ lint: $(VENV)/.dev ## style, format and types
 	$(BIN)/ruff format --check src tests benchmarks scripts
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev ## cost and memory of the traces, as ratios within one run
+bench: $(VENV)/.dev ## cost and memory of the traces and of writing, as ratios within one run
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/pruning.py
+	$(BIN)/python benchmarks/writing.py
 
 docs: $(VENV)/.dev ## run every command that README and docs show, and copy what it prints into them; a few minutes
 	$(BIN)/python scripts/docs.py

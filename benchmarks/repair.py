@@ -104,7 +104,7 @@ class Reader:
         self._model = model
         asked = encode(prompts(), model, True, HORIZON)
         greedy, sampled = write_dense(model, [prompt.token_ids for prompt in asked], HORIZON, 1.0, 0, 48)
-        written = [("greedy", greedy), ("sampled", [draw.continuation for draw in sampled])]
+        written = [("greedy", greedy), ("sampled", sampled)]
         self._texts = [
             Trajectory(index, trace, prompt.token_ids, tuple(text.token_ids), text.ended)
             for trace, texts in written
@@ -139,7 +139,7 @@ def over_prompts(values: list[Any]) -> list[float]:
     """Mean over tokens, with its interval over prompts; the greedy and the sampled text of a prompt go together."""
     import numpy as np
 
-    from prunelens.metrics.survival import ratio_interval
+    from prunelens.metrics.intervals import ratio_interval
 
     half = len(values) // 2
     totals = np.array([first.sum() + second.sum() for first, second in zip(values[:half], values[half:], strict=True)])

@@ -1,9 +1,12 @@
 """Models and tokenizers for the tests: tiny random ones of every family, and the real built-in one."""
 
+import atexit
 import functools
 import math
 import os
 import re
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start: several tests run at once
@@ -18,6 +21,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from prunelens.cache import cache_dir
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import load, wrap
 
@@ -244,6 +248,26 @@ def checkpoint(tmp_path: Path) -> Path:
     tiny_network("llama").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def _own_cache() -> Path:
+    """A cache folder for this run of the tests: what costs minutes to make comes from the user's, answers do not."""
+    folder = Path(tempfile.mkdtemp(prefix="prunelens-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in ("models", "fingerprints", "texts"):
+        (cache_dir() / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to((cache_dir() / name).resolve())
+    os.environ["PRUNELENS_CACHE"] = str(folder)
+    return folder
+
+
+CACHE = _own_cache()
+
+
+@pytest.fixture(autouse=True)
+def _no_kept_answers() -> None:
+    """Every test asks its models itself."""
+    shutil.rmtree(CACHE / "answers", ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

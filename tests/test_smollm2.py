@@ -98,7 +98,7 @@ def run(smollm2: Model) -> Comparison:
 
 
 def test_coupling_lands_inside_the_forecast(run: Comparison) -> None:
-    """S3' against S4: the coupling was run, with caches; S(n) comes from the teacher-forced pass."""
+    """S3' against S4: couplings drawn step by step, and S(n), both from what was read."""
     coupling = run.summary[0]["coupling"]
     predicted = coupling["predicted"]
     assert predicted["low"] <= coupling["measured"] <= predicted["high"]

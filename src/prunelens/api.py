@@ -59,6 +59,7 @@ def evaluate(
     calibration: str | Path | None = None,
     reporter: Reporter = silent,
     harness: Harness | None = None,
+    unfinished: str | Path | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Run tasks on a dense model and on compressed ones, and judge each class of use.
@@ -71,6 +72,8 @@ def evaluate(
         calibration: text, JSONL or .npy of token ids for the recipes; None for the dense model's own texts.
         reporter: progress display.
         harness: the tasks of lm-evaluation-harness, where `check_evaluation` has loaded them.
+        unfinished: folder in which answers of compressed models are kept; a killed evaluation that is given it again
+            resumes.
         settings: fields of `TaskSettings`.
 
     Raises:
@@ -78,7 +81,8 @@ def evaluate(
     """
     chosen, asked, harness = check_evaluation(compressed, tasks, settings, harness)
     limits = thresholds or Thresholds()
-    run = run_evaluate(_opened(dense), compressed, chosen, asked, harness, limits, calibration, reporter)
+    kept = Path(unfinished) if unfinished is not None else None
+    run = run_evaluate(_opened(dense), compressed, chosen, asked, harness, limits, calibration, reporter, kept)
     return Evaluation(run)
 
 

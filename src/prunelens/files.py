@@ -217,6 +217,12 @@ def _lock_of(target: Path) -> Path:
     return target.parent / f".{_short(target)}.lock"
 
 
+def answers_beside(target: Path) -> Path:
+    """Where a run keeps answers until its result is written to `target`; it stays there where the run is killed."""
+    target = Path(os.path.abspath(target))
+    return target.parent / f".{_short(target)}.answers"
+
+
 def _aside(target: Path) -> Path:
     """Where an earlier folder waits while a new one takes its place in two steps."""
     return target.parent / f".{_short(target)}.earlier"

@@ -14,7 +14,6 @@ from prunelens.study.compare.record import ComparedModel
 from prunelens.study.compare.schemas import RUN
 from prunelens.study.evaluate.record import Judged, Line
 from prunelens.study.evaluate.tables import EVALUATION
-from prunelens.study.evaluate.verdict import predict
 from prunelens.study.rows import survival_points
 from prunelens.study.store import PAGE, Run, open_run
 from prunelens.study.sweep.record import Cell
@@ -83,11 +82,6 @@ class Comparison(Result):
     def __iter__(self) -> Iterator[ComparedModel]:
         return iter(self.models.values())
 
-    @property
-    def verdict(self) -> dict[str, list[dict[str, Any]]]:
-        """What the comparison predicts for each class of use, by compressed model; `evaluate` measures it."""
-        return {record["compressed"]: [line.as_dict() for line in predict(record)] for record in self.summary}
-
     def report(self, folder: str | Path) -> Path:
         """Write tables, run.json and the page into `folder`, whole or not at all; return the page's path.
 
@@ -117,7 +111,7 @@ class EvaluatedModel(Judged):
 
 
 class Evaluation(Result):
-    """What models did on tasks, item by item, and for which uses each compressed one is safe.
+    """What models did on tasks, item by item, and for which uses each compressed one is safe, degraded or broken.
 
     `result["drop-attention:8"]` is one compressed model, iteration gives them all.
 

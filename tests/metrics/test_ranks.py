@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunelens.metrics.statistics import rank_correlation
+from prunelens.metrics.statistics import correlation_ends, rank_correlation
 
 # Whole numbers, so that the transforms below keep every order and every tie exactly.
 SCORES = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=3, max_size=12)
@@ -131,3 +131,27 @@ def test_equals_scipy_on_many_scores(levels: int) -> None:
     assert found == pytest.approx(float(spearmanr(left, right).statistic), abs=1e-12)
     assert found is not None
     assert 0.3 < found < 0.95
+
+
+def test_a_correlation_over_few_things_is_hardly_known() -> None:
+    assert correlation_ends(None, 9) is None
+    assert correlation_ends(0.8, 4) == (-1, 1)
+    low, high = correlation_ends(0.8, 5) or (0.0, 0.0)
+    assert low < 0 < 0.97 < high
+    low, high = correlation_ends(0.8, 100) or (0.0, 0.0)
+    assert (low, high) == pytest.approx((0.70, 0.87), abs=0.01)
+    assert correlation_ends(1.0, 12) == pytest.approx((0.95, 1.0), abs=0.05)
+    assert correlation_ends(-1.0, 12) == pytest.approx((-1.0, -0.95), abs=0.05)
+
+
+def test_the_interval_of_a_correlation_covers() -> None:
+    generator = np.random.default_rng(0)
+    for count in (6, 12, 30):
+        inside = 0
+        for _ in range(400):
+            left = generator.normal(size=count)
+            right = 0.7 * left + 0.714 * generator.normal(size=count)
+            found = correlation_ends(rank_correlation(left, right), count)
+            assert found is not None
+            inside += found[0] <= 0.68 <= found[1]  # Spearman's for a Pearson's of 0.7
+        assert inside >= 0.92 * 400

@@ -13,7 +13,7 @@ from prunelens.models.opening.loading import quiet, wrap
 from prunelens.models.surgery.drop import Drop, dropped
 from prunelens.tracing.generate import Greedy, write
 
-NEW_TOKENS = 4
+LIMITS = (1, 4, 4, 2, 3)  # so that rows leave the batch
 
 
 def names_of(model: Model, drop: Drop) -> list[str]:
@@ -72,20 +72,21 @@ def test_a_family_that_is_not_built_here_ends_in_no_traceback_elsewhere(family: 
 
 
 def check(model: Model) -> None:
-    """Dropped equals emptied by hand, in a whole pass and written with other prompts in the batch."""
+    """Dropped equals emptied by hand, in a whole pass and written with other prompts, and one twice, in the batch."""
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, 97, (length,), generator=generator).tolist() for length in (4, 9, 6, 9)]
+    prompts.append(prompts[1])
     for drop in drops_of(model):
         expected_model = oracle.emptied(model.network, names_of(model, drop))
         with dropped(model.anatomy, drop):
-            written = write(model, prompts, [Greedy() for _ in prompts], NEW_TOKENS, 4)
+            written = write(model, prompts, [Greedy() for _ in prompts], LIMITS, len(prompts))
             with torch.inference_mode():
                 logits = model.network(input_ids=torch.tensor([prompts[1]]), use_cache=False).logits
         with torch.inference_mode():
             expected = expected_model(input_ids=torch.tensor([prompts[1]]), use_cache=False).logits
         assert torch.allclose(logits, expected, rtol=1e-3, atol=1e-3), drop
-        for prompt, found in zip(prompts, written, strict=True):
-            tokens, logits = oracle.written_alone(expected_model, prompt, NEW_TOKENS, model.eos_ids)
+        for prompt, limit, found in zip(prompts, LIMITS, written, strict=True):
+            tokens, logits = oracle.written_alone(expected_model, prompt, limit, model.eos_ids)
             own = model.head(found.states)
             assert torch.allclose(own, logits[: len(own)], rtol=1e-3, atol=1e-3 * float(logits.abs().max())), drop
             assert found.token_ids == tokens, drop

@@ -32,7 +32,7 @@ from prunelens.models.placement import named_weights
 from prunelens.models.surgery.drop import Drop, dropped, num_parameters
 from prunelens.pruning.redundancy import rank_redundancy
 from prunelens.tracing.forced import Trajectory, forced_states
-from prunelens.tracing.free import write_coupled, write_dense
+from prunelens.tracing.free import write_dense, write_free
 
 FAMILIES = ("llama", "gpt2", "qwen2")  # gpt2: Conv1D and a tied head; qwen2 below: tied
 PROMPTS = [[3, 14, 15], [92, 6, 5, 35, 8], [9, 79, 32, 38]]
@@ -163,9 +163,9 @@ def test_writing_equals_the_model_in_memory(pair: tuple[Model, Model]) -> None:
     free = []
     for model in (whole, away):
         with dropped(model.anatomy, DROPS[1]):
-            free.append(write_coupled(model, PROMPTS, written[0][1], 6, 1.0, 0, 4))
+            free.append(write_free(model, PROMPTS, written[0][0], [index % 3 for index in range(len(PROMPTS))], 6, 4))
     assert repr(free[0]) == repr(free[1])
-    for left, right in zip(free[0][0], free[1][0], strict=True):
+    for left, right in zip(*free, strict=True):
         assert torch.equal(left.states, right.states)
 
 

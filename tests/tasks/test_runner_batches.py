@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lm_eval.tasks import TaskManager
 
 from conftest import text_model, tiny_model
 from families import build
@@ -32,17 +31,16 @@ def with_batching(model: Model, batching: Batching) -> Model:
     [(Batching(), 40), (Batching(read_up_to=0), 1), (Batching(written_up_to=0), 1), (Batching(together=False), 1)],
 )
 def test_the_harness_runs_requests_alone(batching: Batching, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+    sizes: list[int] = []
+    own = runner._Runner.__init__
 
-    def evaluated(**settings: Any) -> dict[str, Any]:
-        asked.update(settings)
-        return {"samples": {}}
+    def noted(self: Any, model: Model, batch_size: int, *others: Any) -> None:
+        sizes.append(batch_size)
+        own(self, model, batch_size, *others)
 
-    monkeypatch.setattr(runner.evaluator, "simple_evaluate", evaluated)
-    model = with_batching(text_model(), batching)
-    manager = TaskManager(include_defaults=False)
-    runner.evaluate(model, manager, {}, {}, 40, False, False, lambda total: lambda done: None)
-    assert int(asked["model"].batch_size) == expected
+    monkeypatch.setattr(runner._Runner, "__init__", noted)
+    runner.respond(with_batching(text_model(), batching), [], 40, lambda total: lambda done: None)
+    assert sizes == [expected]
 
 
 def test_the_harness_uses_no_cache_that_is_wrong() -> None:

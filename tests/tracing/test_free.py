@@ -1,6 +1,7 @@
-"""L4: cached batched decoding against growing prefixes, draws that depend on the prompt alone, and the coupling."""
+"""L4: decoding against growing prefixes, free running from the divergence on, draws of their own, the coupling."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 import oracle
 from conftest import tiny_model
+from prunelens.metrics.head import Pair, stream_pairs
 from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop, dropped
-from prunelens.tracing.free import NUM_COUPLINGS, Coupled, SampledText, _count_end, write_coupled, write_dense
+from prunelens.tracing.forced import Trajectory, forced_states
+from prunelens.tracing.free import NUM_COUPLINGS, couple, first_other, write_dense, write_free
 from prunelens.tracing.generate import Continuation, Greedy, draw, uniforms, write
 
 PROMPTS = [[5, 9, 33], [4, 90, 17, 60, 61], [20], [88, 12, 40, 41, 42, 43, 7], [5, 9, 33]]
@@ -64,11 +67,95 @@ def test_the_checkpoints_own_generation_settings_are_not_used() -> None:
     assert model.network.generation_config is own
 
 
-def dense_and_coupled(model: Model, prompts: list[list[int]], batch_size: int, seed: int = 0):
+def read(
+    model: Model, prompts: list[list[int]], texts: list[Continuation], drop: Drop
+) -> list[dict[str, torch.Tensor]]:
+    """Teacher-forced statistics of a dropped model on each text, at temperature 1."""
+    read_texts = [
+        Trajectory(row, "greedy", tuple(prompt), tuple(text.token_ids), text.ended)
+        for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    ]
+    states, *dropped_states = forced_states(model, read_texts, [drop])
+    tokens = torch.tensor([token for text in texts for token in text.token_ids])
+    (stats,) = stream_pairs(states, model.head, [Pair(dropped_states[0], model.head)], tokens, 1.0)
+    pieces = {name: value.split([len(text.token_ids) for text in texts]) for name, value in stats.items()}
+    return [{name: pieces[name][row] for name in pieces} for row in range(len(texts))]
+
+
+def known_steps(model: Model, prompts: list[list[int]], greedy: list[Continuation], drop: Drop) -> list[int]:
+    return [
+        first_other(text.token_ids, stats["top_ids_compressed"][:, 0], stats["same_top1"])
+        for text, stats in zip(greedy, read(model, prompts, greedy, drop), strict=True)
+    ]
+
+
+def dense_and_coupled(model: Model, prompts: list[list[int]], batch_size: int, seed: int = 0, drop: Drop = DROP):
     greedy, draws = write_dense(model, prompts, 8, 1.0, seed, batch_size)
-    with dropped(model.anatomy, DROP):
-        free, agreed = write_coupled(model, prompts, draws, 8, 1.0, seed, batch_size)
-    return greedy, draws, free, agreed
+    known = known_steps(model, prompts, greedy, drop)
+    with dropped(model.anatomy, drop):
+        free = write_free(model, prompts, greedy, known, 8, batch_size)
+    accepted = [stats["acceptance"].numpy() for stats in read(model, prompts, draws, drop)]
+    return greedy, draws, free, couple(prompts, draws, accepted, 8, seed)
+
+
+def many_prompts(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(3, 97, (1 + row % 5,), generator=generator).tolist() for row in range(count)]
+
+
+@pytest.mark.parametrize("drop", [DROP, Drop(attention=frozenset([1])), Drop()], ids=["much", "little", "nothing"])
+def test_texts_written_from_the_divergence_on_are_those_written_from_the_start(drop: Drop) -> None:
+    """Among them texts that differ from their first token on, that never do, and that end."""
+    model = tiny_model("llama", torch.float64)
+    prompts = many_prompts(24)
+    model.network.generation_config.eos_token_id = []
+    ends = {text.token_ids[4] for text in write(model, prompts, [Greedy() for _ in prompts], 8, 32)[:4]}
+    model.network.generation_config.eos_token_id = sorted(ends)
+    greedy, _ = write_dense(model, prompts, 8, 1.0, 0, 32)
+    known = known_steps(model, prompts, greedy, drop)
+    passes: list[int] = []
+    advanced: list[int] = []
+    with dropped(model.anatomy, drop):
+        handle = model.network.model.register_forward_hook(lambda *call: passes.append(len(call[2].last_hidden_state)))
+        free = write_free(model, prompts, greedy, known, 8, 5, advanced.append)
+        handle.remove()
+        expected = write(model, prompts, [Greedy() for _ in prompts], 8, 32)
+    for text, other, start, dense in zip(free, expected, known, greedy, strict=True):
+        assert (text.token_ids, text.ended, text.start) == (other.token_ids, other.ended, start)
+        assert torch.allclose(text.states, other.states[start:], rtol=1e-9, atol=1e-9)
+        assert text.token_ids[:start] == dense.token_ids[:start]
+        assert start == len(dense.token_ids) or text.token_ids[start] != dense.token_ids[start]
+    assert sum(advanced) == 8 * len(prompts)
+    whole = [start == len(text.token_ids) for start, text in zip(known, greedy, strict=True)]
+    if drop == Drop():
+        assert all(whole)
+        assert not passes
+    else:
+        assert 0 in known
+        assert any(text.ended for text in free)
+        assert any(whole) or drop == DROP
+        assert any(0 < start < len(text.token_ids) for start, text in zip(known, greedy, strict=True))
+
+
+def test_what_only_rounding_decides_does_not_part_the_texts() -> None:
+    own, tokens = torch.tensor([4, 5, 6, 7]), [4, 9, 6, 8]
+    assert first_other(tokens, own, torch.tensor([True, True, True, True])) == 4
+    assert first_other(tokens, own, torch.tensor([True, False, True, True])) == 1
+    assert first_other(tokens, own, torch.tensor([False, True, False, False])) == 3
+    assert first_other([], own[:0], torch.ones(0, dtype=torch.bool)) == 0
+
+
+def test_texts_whose_positions_depend_on_their_length_are_written_from_the_prompt_on() -> None:
+    """(They are read otherwise than they are written.)"""
+    model = tiny_model("llama")
+    manner = replace(model.anatomy.manner, alike_up_to=11)
+    model.anatomy = replace(model.anatomy, manner=manner)
+    prompts = [[5, 9, 33], [4, 90, 17, 60, 61]]
+    greedy, _ = write_dense(model, prompts, 8, 1.0, 0, 4)
+    free = write_free(model, prompts, greedy, [8, 8], 8, 4)
+    assert [text.start for text in free] == [8, 0]
+    assert [text.token_ids for text in free] == [text.token_ids for text in greedy]
+    assert [len(text.states) for text in free] == [0, 8]
 
 
 def test_batch_size_and_order_change_nothing() -> None:
@@ -80,7 +167,7 @@ def test_batch_size_and_order_change_nothing() -> None:
         # prompts 0 and 4 are equal: each keeps the draws of its turn
         turns = sorted(range(5), key=lambda row: order[row])
         assert [again[0][row].token_ids for row in turns] == [text.token_ids for text in greedy]
-        assert [again[1][row].continuation.token_ids for row in turns] == [own.continuation.token_ids for own in draws]
+        assert [again[1][row].token_ids for row in turns] == [own.token_ids for own in draws]
         assert [again[2][row].token_ids for row in turns] == [text.token_ids for text in free]
         assert [again[3][row] for row in turns] == agreed
 
@@ -89,27 +176,48 @@ def test_seed_and_repetition_change_the_draws() -> None:
     model = tiny_model("llama")
     _, draws, _, _ = dense_and_coupled(model, PROMPTS, 32)
     _, others, _, _ = dense_and_coupled(model, PROMPTS, 32, seed=1)
-    assert draws[0].continuation.token_ids != draws[4].continuation.token_ids
-    assert any(one.continuation.token_ids != two.continuation.token_ids for one, two in zip(draws, others, strict=True))
+    assert draws[0].token_ids != draws[4].token_ids
+    assert any(one.token_ids != two.token_ids for one, two in zip(draws, others, strict=True))
     assert (uniforms(0, "a", [1, 2], 0, 5) != uniforms(0, "b", [1, 2], 0, 5)).all()
 
 
 def test_a_model_coupled_with_itself_never_parts() -> None:
     model = tiny_model("llama")
-    greedy, draws = write_dense(model, PROMPTS, 8, 0.7, 0, 4)
-    free, agreed = write_coupled(model, PROMPTS, draws, 8, 0.7, 0, 4)
+    greedy, _, free, agreed = dense_and_coupled(model, PROMPTS, 4, drop=Drop())
     assert agreed == [[8] * NUM_COUPLINGS] * len(PROMPTS)
     for one, other in zip(greedy, free, strict=True):
         assert one.token_ids == other.token_ids
-        assert torch.equal(one.states, other.states)
+        assert other.start == len(one.token_ids)
+
+
+def test_couplings_are_those_of_a_run_token_by_token() -> None:
+    """The same numbers decide as where each model's probabilities are asked for at every step."""
+    model = tiny_model("llama", torch.float64)
+    _, draws, _, agreed = dense_and_coupled(model, PROMPTS, 4, seed=3)
+    zeroed = oracle.zeroed(model.network, attention=[1], mlp=[0])
+    repeats = [0, 0, 0, 0, 1]
+    for prompt, repeat, text, found in zip(PROMPTS, repeats, draws, agreed, strict=True):
+        numbers = uniforms(3, "coupling", prompt, repeat, 8 * NUM_COUPLINGS).reshape(8, NUM_COUPLINGS)
+        together, expected = np.ones(NUM_COUPLINGS, bool), np.zeros(NUM_COUPLINGS, int)
+        for step, token in enumerate(text.token_ids):
+            with torch.inference_mode():
+                ids = torch.tensor([[*prompt, *text.token_ids[:step]]])
+                own, dense = (torch.softmax(one(ids).logits[0, -1], -1)[token] for one in (zeroed, model.network))
+            together &= numbers[step] * float(dense) < float(own)
+            expected += together
+        whole = len(text.token_ids)
+        assert found == [8 if text.ended and length == whole else length for length in expected.tolist()]
+    assert len({length for found in agreed for length in found}) > 3
 
 
 def test_drawing_follows_the_weights() -> None:
     weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0], dtype=torch.float64)
-    counts = Counter(draw(weights, float(number)) for number in (np.arange(4000) + 0.5) / 4000)
-    assert counts == {1: 3000, 3: 1000}
-    assert draw(weights, 0.0) == 1
-    assert draw(weights, np.nextafter(1, 0)) == 3
+    numbers = torch.cat(
+        [(torch.arange(4000, dtype=torch.float64) + 0.5) / 4000, torch.tensor([0.0, np.nextafter(1, 0)])]
+    )
+    found = draw(weights.expand(4002, -1), numbers).tolist()
+    assert Counter(found[:4000]) == {1: 3000, 3: 1000}
+    assert found[4000:] == [1, 3]
 
 
 def test_sampled_tokens_have_the_models_distribution() -> None:
@@ -119,9 +227,8 @@ def test_sampled_tokens_have_the_models_distribution() -> None:
     with torch.inference_mode():
         p = torch.softmax(model.network(torch.tensor([PROMPTS[0]])).logits[0, -1].double() / 0.8, -1).numpy()
     _, draws = write_dense(model, [PROMPTS[0]] * count, 1, 0.8, 0, 2000)
-    seen = np.bincount([own.continuation.token_ids[0] for own in draws], minlength=97)
+    seen = np.bincount([own.token_ids[0] for own in draws], minlength=97)
     assert (abs(seen - count * p) <= 5 * np.sqrt(count * p * (1 - p)) + 1).all()
-    assert draws[0].probs[0] == pytest.approx(p[draws[0].continuation.token_ids[0]], rel=1e-5)
 
 
 def test_couplings_agree_as_often_as_predicted() -> None:
@@ -129,8 +236,9 @@ def test_couplings_agree_as_often_as_predicted() -> None:
     model = tiny_model("llama")
     count = 1000
     _, draws = write_dense(model, [PROMPTS[1]] * count, 3, 1.0, 0, 2000)
-    with dropped(model.anatomy, DROP):
-        _, agreed = write_coupled(model, [PROMPTS[1]] * count, draws, 3, 1.0, 0, 2000)
+    prompts = [PROMPTS[1]] * count
+    accepted = [stats["acceptance"].numpy() for stats in read(model, prompts, draws, DROP)]
+    agreed = couple(prompts, draws, accepted, 3, 0)
     found = np.array(agreed)
     assert found.shape == (count, NUM_COUPLINGS)
     zeroed = oracle.zeroed(model.network, attention=[1], mlp=[0])
@@ -146,12 +254,7 @@ def test_couplings_agree_as_often_as_predicted() -> None:
 
 
 def test_an_agreed_end_counts_to_the_horizon() -> None:
-    dense = SampledText(Continuation([7, 2], torch.zeros(2, 4), True), [0.5, 0.5])
-    assert _count_end([0, 1, 2], dense.continuation, 9) == [0, 1, 9]
-    rule = Coupled(dense, np.array([[0.1, 0.95], [0.1, 0.1]]), 1.0)
-    logits = torch.log(torch.tensor([0.05, 0.1, 0.4, 0.0, 0.0, 0.0, 0.0, 0.45]) + 1e-12)
-    assert rule.choose(0, logits) == 7
-    assert not rule.finished
-    assert rule.choose(1, logits) == 2
-    assert rule.finished
-    assert rule.agreed.tolist() == [2, 0]
+    ended, cut = (Continuation([7, 2], torch.zeros(2, 4), end) for end in (True, False))
+    always, never = np.ones(2), np.array([1.0, 0.0])
+    found = couple([[1], [1], [1]], [ended, cut, ended], [always, always, never], 9, 0)
+    assert found == [[9] * NUM_COUPLINGS, [2] * NUM_COUPLINGS, [1] * NUM_COUPLINGS]

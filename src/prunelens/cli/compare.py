@@ -21,6 +21,7 @@ from prunelens.cli.options import (
     Out,
     Plugin,
     Trust,
+    libraries,
     opened,
     print_json,
     slug,
@@ -146,11 +147,13 @@ def _compare(
     """Compare, write the result into a folder and print the screen; return the page's path."""
     start = time.perf_counter()
     with progress() as reporter:
-        from prunelens.api import compare as run_compare
-        from prunelens.study.compare.compare import check_inputs
         from prunelens.study.compare.schemas import RUN, UnsummarisedError
 
         with RUN.reserved(target, [dense, *compressed]):
+            libraries(reporter)
+            from prunelens.api import compare as run_compare
+            from prunelens.study.compare.compare import check_inputs
+
             check_inputs(compressed, settings)
             model = opened(dense, *opening, reporter)
             try:

@@ -25,6 +25,7 @@ from prunelens.cli.options import (
     Json,
     Plugin,
     Trust,
+    libraries,
     opened,
     print_json,
     say,
@@ -99,6 +100,7 @@ def prune(
     start = time.perf_counter()
     parsed = parse_recipe(recipe)
     with progress() as reporter:
+        libraries(reporter)
         from prunelens.api import prune as run_prune
         from prunelens.files import check_apart
         from prunelens.study.prune.prune import check_request
@@ -132,12 +134,12 @@ def benchmark(
     as_json: Json = False,
 ) -> None:
     """Measure speed, memory and size of models, side by side."""
-    from prunelens.study.candidates import parse_candidates
-
     start = time.perf_counter()
     with progress() as reporter:
+        libraries(reporter)
         from prunelens.study.benchmark.benchmark import run_benchmark
         from prunelens.study.benchmark.record import SpeedSettings
+        from prunelens.study.candidates import parse_candidates
 
         settings = SpeedSettings(batch_size, context, new_tokens, repeats)
         settings.check()
@@ -179,6 +181,7 @@ def inspect(
 ) -> None:
     """Show the detected blocks, norms and head. Rebuilding the residual stream proves them."""
     with progress() as reporter:
+        libraries(reporter)
         from prunelens.models.describe import describe_anatomy
 
         found = opened(model, dtype, device, trust_remote_code, reporter)

@@ -1,5 +1,6 @@
 """What several commands share: options in groups, how help shows them, and how commands print."""
 
+import importlib
 import io
 import json
 import sys
@@ -108,6 +109,13 @@ def slug(name: str) -> str:
     plain = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in Path(name).name)
     short = plain.encode("utf-8", "replace")[:MOST_OF_A_NAME].decode("utf-8", "ignore")
     return short.strip(".") or "model"
+
+
+def libraries(reporter: "Reporter") -> None:
+    """Load PyTorch and transformers, which takes most of a start, and say so before."""
+    advance = reporter("loading PyTorch and transformers", 1)
+    importlib.import_module("prunelens.models.opening.loading")
+    advance(1)
 
 
 def opened(name: str, dtype: str | None, device: str | None, trust_remote_code: bool, reporter: "Reporter") -> "Model":

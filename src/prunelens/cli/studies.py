@@ -1,6 +1,7 @@
 """The commands that ask tasks of models and search among them: evaluate, sweep, advise."""
 
 import shlex
+import shutil
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from prunelens.cli.options import (
     Out,
     Plugin,
     Trust,
+    libraries,
     opened,
     print_json,
     slug,
@@ -58,7 +60,7 @@ def evaluate(
     full: Full = False,
     as_json: Json = False,
 ) -> None:
-    """Measure which uses compressed models are still good for. Real tasks decide, with intervals."""
+    """Measure which uses compressed models are still good for, on real tasks. With -o a killed run resumes."""
     from prunelens.tasks.names import check_no_code
     from prunelens.tasks.suite import parse_tasks
 
@@ -77,7 +79,9 @@ def evaluate(
     }
     target = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(dense)}-tasks"
     with progress() as reporter:
+        libraries(reporter)
         from prunelens.api import evaluate as run_evaluate
+        from prunelens.files import answers_beside
         from prunelens.study.evaluate.evaluate import check_evaluation
         from prunelens.study.evaluate.tables import EVALUATION
 
@@ -85,8 +89,11 @@ def evaluate(
         given = {"tasks": tasks, "calibration": calibration, "harness": harness} | settings
         with EVALUATION.reserved(target, [dense, *compressed]):
             model = opened(dense, dtype, device, trust_remote_code, reporter)
-            result = run_evaluate(model, *compressed, reporter=reporter, **given)
+            unfinished = answers_beside(target) if output is not None else None  # another run has another default name
+            result = run_evaluate(model, *compressed, reporter=reporter, unfinished=unfinished, **given)
             page = result.report(target)
+            if unfinished is not None:
+                shutil.rmtree(unfinished, ignore_errors=True)
     if as_json:
         print_json({"summary": result.summary, "run": str(page.parent), "report": str(page)})
         return
@@ -119,6 +126,7 @@ def sweep(
     parsed = read_study(study)
     target = output or Path("runs") / slug(study.stem)
     with progress() as reporter:
+        libraries(reporter)
         from prunelens.api import sweep as run_sweep
 
         result = run_sweep(parsed, target, executor, workers, address, retry_failed, reporter)
@@ -160,6 +168,7 @@ def advise(
     """Find the strongest compression that keeps a use. A killed search resumes."""
     start = time.perf_counter()
     with progress() as reporter:
+        libraries(reporter)
         from prunelens.api import advise as run_advise
         from prunelens.files import check_apart
         from prunelens.models.opening.loading import check_opening

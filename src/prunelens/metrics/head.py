@@ -143,7 +143,7 @@ class LogitPairs:
     ) -> list[Stats]:
         """Set a few dense rows at a time, and measure all compressed logits against them."""
         found: list[list[Stats]] = [[] for _ in compressed]
-        step = min(_rows_per_pass(dense), dense.shape[0])
+        step = min(rows_per_pass(dense), dense.shape[0])
         if self._buffers is None or not self._buffers.fits(step, dense):
             self._buffers = PairedRows(step, dense.shape[1], self.temperature, dense.device)
         for low in range(0, dense.shape[0], step):
@@ -171,7 +171,8 @@ def rows_per_chunk(num_tokens: int, device: torch.device) -> int:
     return max(1, (CPU_LOGITS_PER_CHUNK if device.type == "cpu" else GPU_LOGITS) // num_tokens)
 
 
-def _rows_per_pass(logits: Tensor) -> int:
+def rows_per_pass(logits: Float[Tensor, "rows V"]) -> int:
+    """How many rows of logits are worked on at once in float64."""
     budget = CPU_LOGITS_PER_PASS if logits.device.type == "cpu" else GPU_LOGITS
     return max(1, budget // logits.shape[1])
 

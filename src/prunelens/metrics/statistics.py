@@ -1,4 +1,4 @@
-"""Two models on the same items: difference, share kept, and changed answers, with guarded intervals over items.
+"""Two models on the same items: difference, share kept, changed answers, and rank correlations.
 
 Every interval is guarded: equal answers on a few items give a bound, never an interval without width (theory.md, V1).
 """
@@ -9,93 +9,120 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from prunelens.metrics.survival import LEVEL, RESAMPLES, Interval, in_order, ratio_interval
+from prunelens.metrics.intervals import (
+    TAIL,
+    Interval,
+    Z,
+    change_ends,
+    exact_share,
+    in_order,
+    lower_bound,
+    mean_interval,
+    ratio_interval,
+)
 
 Values = Float[np.ndarray, " _"]
 Pair = tuple[Values, Values]
 """Values of the dense and of the compressed model, item by item."""
-TAIL = (1 - LEVEL) / 2
-
-
-def lower_bound(count: int) -> float:
-    """Exact 95 % lower bound of a share that held on each of `count` items; 0 for none."""
-    return float(TAIL ** (1 / count)) if count else 0.0
 
 
 def fewest_items(share: float) -> int | None:
     """Items that must all agree before a share of at least `share` is shown; None where no number is enough."""
-    return math.ceil(math.log(TAIL) / math.log(share)) if 0 < share < 1 else None if share >= 1 else 1
+    if share >= 1:
+        return None
+    if share <= 0:
+        return 1
+    return math.ceil(max(math.log(TAIL) / math.log(share), Z * Z * share / (1 - share)))
 
 
-def wilson(count: int | float, total: int) -> Interval:
-    """A share with its 95 % Wilson interval."""
-    z, share = 1.959963984540054, count / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    low = 0.0 if count == 0 else max(0.0, middle - half)  # exactly: rounding would leave 1e-17, which is above chance
-    high = 1.0 if count == total else min(1.0, middle + half)
-    return Interval(share, low, high)
+def score_interval(values: Values) -> Interval:
+    """Mean score with its 95 % interval: exact for values of 0 and 1, Wilson's for as many as vary like other shares.
 
-
-def mean_interval(values: Values, seed: int = 0) -> Interval:
-    """Mean over items with its 95 % bootstrap interval, unguarded: for amounts that have no bounds."""
-    return ratio_interval(values, np.ones(len(values)), seed)
-
-
-def score_interval(values: Values, seed: int = 0) -> Interval:
-    """Mean score with its 95 % interval: Wilson's for values of 0 and 1, else a bootstrap with two pseudo-items.
-
-    The pseudo-items lie at 0 and 1 where all values do, else one standard deviation to either side of the mean.
+    Values beyond 0 and 1 have Student's interval, with two more items a standard deviation above and below.
     """
     if bool(np.isin(values, (0, 1)).all()):
-        return wilson(float(values.sum()), len(values))
-    mean = float(in_order(values).mean())
+        return exact_share(int(values.sum()), len(values))
     if _in_unit(values):
-        return _with_pseudo_items(values, (0.0, 1.0), seed)
-    spread = _spread(values)
-    return _with_pseudo_items(values, (mean - spread, mean + spread), seed)
+        return ratio_interval(values, np.ones(len(values)), bounded=True)
+    return mean_interval(values, _spread(values))
 
 
-def paired_difference(dense: Values, compressed: Values, seed: int = 0) -> Interval:
-    """Mean of compressed minus dense over items, both resampled together with an item lost and an item gained.
+def paired_difference(dense: Values, compressed: Values) -> Interval:
+    """Mean of compressed minus dense over items, with Tango's score interval for scores between 0 and 1.
 
-    Lost and gained are 1 where all values lie between 0 and 1, else the standard deviation of the dense values. Where
-    no item changed, the ends are those of the exact bound on the share of items that change.
+    Other values have Student's interval, with an item lost and an item gained by the standard deviation of the dense
+    values; where no item changed, the ends are those of the exact bound on the share of items that change.
     """
-    changes = compressed - dense
-    size = 1.0 if _in_unit(dense) and _in_unit(compressed) else _spread(dense)
+    changes = in_order(compressed - dense)
+    mean = float(changes.mean())
+    if _in_unit(dense) and _in_unit(compressed):
+        weights = np.ones(len(changes))
+        low, high = _change_ends(changes, weights, changes - mean, float(len(changes)))
+        return Interval(mean, max(-1.0, min(low, mean)), min(1.0, max(high, mean)))
+    size = _spread(dense)
     if not changes.any():
         bound = size * (1 - lower_bound(len(changes)))
         return Interval(0.0, -bound, bound)
-    return _with_pseudo_items(changes, (-size, size), seed)
+    return mean_interval(changes, size)
 
 
-def kept_share(pairs: Sequence[Pair], seed: int = 0) -> Interval | None:
+def kept_share(pairs: Sequence[Pair]) -> Interval | None:
     """Share of the dense score that the compressed model keeps, over one or several tasks of equal weight.
 
-    The tasks' mean scores are added on both sides and divided; items are resampled within each task, pair by pair.
-    None where the dense scores are 0. Guarded by the number of items that have a dense score at all.
+    The tasks' mean scores are added on both sides and divided; None where the dense scores are 0. The interval is
+    Tango's for as many lost and gained items as the changes weigh, among as many as the dense score weighs; its low
+    end lies no closer to 1 than the exact bound of the items that have a dense score, were all of them kept.
     """
     if not sum(float(dense.mean()) for dense, _ in pairs) > 0:
         return None
-    totals = np.zeros((2, RESAMPLES + 1))
-    generator = np.random.default_rng(seed)
-    for dense, compressed in sorted((_sorted_pair(pair) for pair in pairs), key=_order):
-        count = len(dense)
-        weights = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
-        for side, values in enumerate((dense, compressed)):
-            totals[side, 0] += values.mean()
-            totals[side, 1:] += weights @ values
-    whole = float(totals[1, 0] / totals[0, 0])
-    dense_totals, own_totals = totals[:, 1:][:, totals[0, 1:] > 0]
-    return guarded_share(whole, own_totals / dense_totals, sum(int(np.sum(dense > 0)) for dense, _ in pairs), seed)
+    scale = max(1.0, *(float(side.max()) for pair in pairs for side in pair))
+    reference, kept = (sum(sorted(float(in_order(pair[side]).mean()) for pair in pairs)) for side in (0, 1))
+    value = kept / reference
+    columns = [_weighed(dense / scale, own / scale, value) for dense, own in pairs]
+    rows = in_order(np.concatenate(columns))
+    right, changes, weights, residuals = rows.T.copy()
+    whole = reference / scale
+    low, high = _change_ends(changes, weights, residuals, whole)
+    bound = lower_bound(int(np.sum(right > 0)))
+    low, high = min(1 + low, value, bound), max(1 + high, value, 1 - bound)
+    return Interval(value, max(low, 0.0), max(min(high, len(pairs) / whole), value))
+
+
+def _weighed(dense: Values, own: Values, value: float) -> Float[np.ndarray, "items 4"]:
+    """Of each item of a task: dense score, change, weight, and how far it moves the share."""
+    moved = own - value * dense
+    weights = np.full(len(dense), 1 / len(dense))
+    return np.stack([dense, own - dense, weights, moved - in_order(moved).mean()], axis=1)
+
+
+def _change_ends(changes: Values, weights: Values, residuals: Values, whole: float) -> tuple[float, float]:
+    """Tango's interval of Σ weight · change / whole, for as many changes of one weight as vary as much as these do.
+
+    One change of 1 on the heaviest item is counted that was not seen. For yes-or-no items of one weight these are the
+    items themselves.
+
+    Args:
+        changes: compressed minus dense, each between −1 and 1.
+        weights: of the items.
+        residuals: what makes the sum vary.
+        whole: what could have been lost.
+    """
+    heaviest = float(weights.max())
+    moved = np.abs(changes) * weights
+    size = (float(np.sum(moved**2)) + heaviest**2) / (float(np.sum(moved)) + heaviest)
+    gained, lost = (float(np.sum(moved[sign * changes > 0])) / size for sign in (1, -1))
+    total = whole / size
+    expected = max(gained + lost - (gained - lost) ** 2 / total, 0.0) * size**2
+    scale = (expected + heaviest**2) / (float(np.sum((residuals * weights) ** 2)) + heaviest**2)
+    low, high = change_ends(*(np.array([scale * number]) for number in (gained, lost, total)))
+    return float(low[0]), float(high[0])
 
 
 def guarded_share(whole: float, draws: Float[np.ndarray, " _"], count: int, seed: int = 0) -> Interval:
     """The interval of a share kept, from resampled shares and one kept and one lost pseudo-item beside `count` items.
 
-    In each resample the pseudo-items are drawn as often as chance has it; a kept one adds a share of 1, a lost one 0.
-    Neither end lies closer to 1 or 0 than the exact bound of `count` items that are all kept, or all lost.
+    For scores that are no mean. In each resample the pseudo-items are drawn as often as chance has it; a kept one adds
+    a share of 1, a lost one 0. Neither end lies closer to 1 or 0 than the exact bound of `count` items.
     """
     drawn = np.random.default_rng(seed + 1).multinomial(
         count + 2, np.array([count, 1, 1]) / (count + 2), size=len(draws)
@@ -118,13 +145,6 @@ def sign_test(lost: int, gained: int) -> float:
     return float(min(1.0, 2 * tail / 2**total)) if total else 1.0
 
 
-def _with_pseudo_items(values: Values, pseudo: tuple[float, float], seed: int) -> Interval:
-    """The mean of the values; its interval is that of a bootstrap over them and two pseudo-items."""
-    mean = float(in_order(values).mean())
-    found = mean_interval(np.concatenate([values, pseudo]), seed)
-    return Interval(mean, min(found.low, mean), max(found.high, mean))
-
-
 def _in_unit(values: Values) -> bool:
     return bool(np.all((values >= 0) & (values <= 1)))
 
@@ -132,15 +152,6 @@ def _in_unit(values: Values) -> bool:
 def _spread(values: Values) -> float:
     """Standard deviation; where all values are equal their size, and 1 where they are 0."""
     return float(in_order(values).std()) or float(np.abs(values).max(initial=0.0)) or 1.0
-
-
-def _sorted_pair(pair: Pair) -> Pair:
-    rows = in_order(np.stack(pair, axis=1))
-    return rows[:, 0].copy(), rows[:, 1].copy()
-
-
-def _order(pair: Pair) -> tuple[int, bytes, bytes]:
-    return len(pair[0]), pair[0].tobytes(), pair[1].tobytes()
 
 
 def rank_correlation(left: Float[np.ndarray, " n"], right: Float[np.ndarray, " n"]) -> float | None:
@@ -155,6 +166,27 @@ def rank_correlation(left: Float[np.ndarray, " n"], right: Float[np.ndarray, " n
     x, y = (_ranks(values) - (len(values) + 1) / 2 for values in (left, right))
     size = float(np.sqrt(np.sum(x * x) * np.sum(y * y)))
     return float(np.sum(x * y)) / size if size > 0 else None
+
+
+def correlation_ends(rho: float | None, count: int) -> tuple[float, float] | None:
+    """95 % interval of Spearman's ρ over `count` things: Fisher's z with the variance of Bonett and Wright (2000).
+
+    From all of −1 to 1 for fewer than five; None where ρ is undefined.
+    """
+    if rho is None:
+        return None
+    if count < 5 or abs(rho) >= 1:
+        return (-1.0, 1.0) if count < 5 else _certain_ends(rho, count)
+    half = Z * math.sqrt((1 + rho * rho / 2) / (count - 3))
+    return math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
+
+
+def _certain_ends(rho: float, count: int) -> tuple[float, float]:
+    """Of a perfect order: as if one neighbouring pair had been the other way round."""
+    nearly = 1 - 12 / (count * (count * count - 1))
+    found = correlation_ends(nearly, count)
+    assert found is not None
+    return (found[0], 1.0) if rho > 0 else (-1.0, -found[0])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

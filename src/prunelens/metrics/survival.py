@@ -1,26 +1,15 @@
-"""From one step to a whole generation: survival and agreement (S1-S6) with bootstrap intervals over prompts.
+"""From one step to a whole generation: survival and agreement (S1-S6) with intervals over prompts.
 
 Every curve is the mean over prompts of a row of length N, one value for n = 1 … N; a row keeps its last value
 after the dense model's EOS, since both texts have ended.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-RESAMPLES = 2000
-LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
+from prunelens.metrics.intervals import Interval, in_order, share_ends
 
 
 def survival_rows(
@@ -75,31 +64,12 @@ def common_prefix(left: Sequence[int], right: Sequence[int], horizon: int) -> in
     return next((step for step, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
 
 
-def mean_curve(rows: Float[np.ndarray, "P N"], seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, low, high), each of length N: the mean over prompts with its 95 % bootstrap interval."""
+def mean_curve(rows: Float[np.ndarray, "P N"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mean, low, high), each of length N: the mean over prompts of shares in [0, 1] with its 95 % interval."""
     rows = in_order(rows)
-    means = _resampling_weights(len(rows), seed) @ rows / len(rows)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     mean = rows.mean(axis=0)
-    return mean, np.minimum(low, mean), np.maximum(high, mean)
-
-
-def ratio_interval(totals: Float[np.ndarray, " P"], counts: Float[np.ndarray, " P"], seed: int = 0) -> Interval:
-    """Σ totals / Σ counts over prompts, with its 95 % bootstrap interval (a mean over tokens)."""
-    totals, counts = in_order(np.stack([totals, counts], axis=1)).T.copy()
-    weights = _resampling_weights(len(totals), seed)
-    ratios = (weights @ totals) / (weights @ counts)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail])
-    value = float(totals.sum() / counts.sum())
-    return Interval(value, min(float(low), value), max(float(high), value))
-
-
-def in_order(rows: Float[np.ndarray, "P ..."]) -> Float[np.ndarray, "P ..."]:
-    """Rows sorted by their values, first column first, so that sums and resamples do not depend on their order."""
-    rows = np.ascontiguousarray(rows + 0.0)  # one kind of zero
-    return np.sort(rows) if rows.ndim == 1 else np.ascontiguousarray(rows[np.lexsort(rows.T[::-1])])
+    low, high = share_ends(mean, rows - mean)
+    return mean, low, high
 
 
 def faithful_length(curve: Float[np.ndarray, " N"]) -> int:
@@ -108,9 +78,11 @@ def faithful_length(curve: Float[np.ndarray, " N"]) -> int:
     return int(below[0]) if len(below) else len(curve)
 
 
-def expected_agreed(rows: Float[np.ndarray, "P N"], seed: int = 0) -> Interval:
-    """S4: expected agreed tokens Σ_{n≤N} S(n), with its 95 % bootstrap interval over prompts."""
-    return ratio_interval(rows.sum(axis=1), np.ones(len(rows)), seed)
+def expected_agreed(rows: Float[np.ndarray, "P N"]) -> Interval:
+    """S4: expected agreed tokens Σ_{n≤N} S(n), with its 95 % interval over prompts."""
+    horizon = rows.shape[1]
+    mean, low, high = (float(end[0]) * horizon for end in mean_curve(rows.mean(axis=1, keepdims=True)))
+    return Interval(mean, low, high)
 
 
 def draft_speedup(acceptance: float, cost_ratio: float, num_drafted: int) -> float:
@@ -123,8 +95,3 @@ def draft_speedup(acceptance: float, cost_ratio: float, num_drafted: int) -> flo
     """
     expected = sum(acceptance**count for count in range(num_drafted + 1))
     return expected / (num_drafted * cost_ratio + 1)
-
-
-def _resampling_weights(count: int, seed: int) -> Float[np.ndarray, "B P"]:
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(float)

@@ -50,6 +50,15 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def correlation_words(item: Mapping[str, Any]) -> str:
+    """A rank correlation with its 95 % interval and over how many recipes it is; `undefined` where it is."""
+    if item["rho"] is None:
+        return f"undefined over {item['n']} recipes"
+    low, high = item.get("low"), item.get("high")
+    ends = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    return f"{item['rho']:.2f}{ends} over {item['n']} recipes".replace("-", "−")
+
+
 def count(value: float) -> str:
     """A count or a median of counts: 8, 1.5."""
     return f"{value:g}"
@@ -88,6 +97,8 @@ def visible(text: str) -> str:
     """Text with line ends, tabs, control and direction characters shown."""
     if not text:
         return "∅"
+    if text.isprintable():  # nothing that is shown otherwise is
+        return text
     return "".join(_visible_character(character) for character in text)
 
 

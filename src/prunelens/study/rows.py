@@ -1,5 +1,7 @@
 """Rows and columns of Arrow tables as the summary and the figures need them."""
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -7,11 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def rows_of(table: pa.Table, **equal: Any) -> pa.Table:
-    """Rows whose columns have these values."""
-    for column, value in equal.items():
-        table = table.filter(pc.equal(table[column], value))
-    return table
+def rows_of(table: pa.Table, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+    """Rows whose columns have these values, of all columns or those named; only what is returned is copied."""
+    masks = [pc.equal(table[column], value) for column, value in equal.items()]
+    return (table if columns is None else table.select(columns)).filter(reduce(pc.and_, masks))
 
 
 def column(table: pa.Table, name: str) -> np.ndarray:
@@ -19,15 +20,21 @@ def column(table: pa.Table, name: str) -> np.ndarray:
     return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
+def prompt_runs(table: pa.Table) -> list[tuple[str, int, int]]:
+    """(prompt_id, first row, row after the last) of each stretch of rows of one prompt, in order."""
+    if not table.num_rows:
+        return []
+    ids = table["prompt_id"].combine_chunks()
+    same = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    starts = np.concatenate([[0], np.nonzero(~same.astype(bool))[0] + 1])
+    ends = [*starts[1:].tolist(), table.num_rows]
+    return list(zip(ids.take(pa.array(starts)).to_pylist(), starts.tolist(), ends, strict=True))
+
+
 def by_prompt(table: pa.Table, *names: str) -> list[tuple[Any, ...]]:
     """(prompt_id, one array per column) for each prompt, in order."""
-    ids = table["prompt_id"].to_pylist()
     values = [column(table, name) for name in names]
-    starts = [row for row in range(len(ids)) if row == 0 or ids[row] != ids[row - 1]]
-    return [
-        (ids[low], *[value[low:high] for value in values])
-        for low, high in zip(starts, [*starts[1:], len(ids)], strict=True)
-    ]
+    return [(key, *[value[low:high] for value in values]) for key, low, high in prompt_runs(table)]
 
 
 def survival_points(table: pa.Table, label: str) -> dict[int, dict[str, float | None]]:

@@ -18,12 +18,15 @@ from prunelens.cache import write_whole
 from prunelens.documents import read_json
 from prunelens.errors import PrunelensError, cut, one_line, shown
 from prunelens.reading import MIB, checked_path
+from prunelens.study.spool import Spool
 
 T = TypeVar("T")
 RECORD = "run.json"
 PAGE = "report.html"
 MAX_ROWS, MAX_TABLE = 50_000_000, 8192 * MIB
 """Rows, and bytes in memory, of a table that is read back."""
+GROUP_ROWS = 65_536
+"""Rows that are written, and read back, at a time."""
 UNDEFINED = "not a finite number: it is undefined for these models (0/0, or an overflow)"
 
 
@@ -31,7 +34,8 @@ UNDEFINED = "not a finite number: it is undefined for these models (0/0, or an o
 class Kind:
     """One kind of result on disk: its mark in run.json, its tables, and what run.json must hold.
 
-    `info` checks what pages are drawn from; tables in `needed_rows` cannot be empty.
+    `info` checks what pages are drawn from; tables in `needed_rows` cannot be empty; `renew` says in today's words what
+    an older version wrote.
     """
 
     format: str
@@ -42,6 +46,7 @@ class Kind:
     command: str
     info: type[BaseModel]
     needed_rows: tuple[str, ...] = ()
+    renew: Callable[["Run"], "Run"] | None = None
 
     @property
     def article(self) -> str:
@@ -124,7 +129,7 @@ def format_of(folder: Path) -> str | None:
 def write_run(run: Run, folder: Path) -> None:
     """Write the tables and run.json into an existing folder."""
     for name, table in run.tables.items():
-        pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+        pq.write_table(table, folder / f"{name}.parquet", compression="zstd", row_group_size=GROUP_ROWS)
     (folder / "run.json").write_text(info_text(run.info), encoding="utf-8")
 
 
@@ -239,11 +244,17 @@ def _read_table(path: Path, kind: Kind, schema: pa.Schema) -> pa.Table:
                 raise PrunelensError(
                     f"expected at most {MAX_ROWS:,} rows and {MAX_TABLE // MIB} MiB in {path}, found more; {again}"
                 )
-            return file.read()
+            spool = Spool({path.stem: schema})
+            spool.add(path.stem, map(_table_of, file.iter_batches(GROUP_ROWS)))
+            return spool.tables()[path.stem]
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise PrunelensError(
             f"the {kind.what} is damaged: {path} cannot be read ({shown(str(error))}); {again}"
         ) from error
+
+
+def _table_of(batch: pa.RecordBatch) -> pa.Table:
+    return pa.Table.from_batches([batch])
 
 
 def open_run(folder: Path, kind: Kind) -> Run:
@@ -261,7 +272,7 @@ def open_run(folder: Path, kind: Kind) -> Run:
     for name in kind.needed_rows:
         if found.tables[name].num_rows == 0:
             raise PrunelensError(f"the {kind.what} is damaged: {folder}/{name}.parquet has no rows; {again}")
-    return found
+    return kind.renew(found) if kind.renew else found
 
 
 def _fault(error: ValidationError) -> str:

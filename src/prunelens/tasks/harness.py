@@ -1,9 +1,11 @@
 """Tasks of lm-evaluation-harness on a model as it runs now: scores, answers and targets, item by item."""
 
+import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from typing import Any
@@ -12,9 +14,11 @@ from unittest.mock import patch
 from prunelens.errors import PrunelensError, nearest
 from prunelens.models.model import Model
 from prunelens.models.opening.quiet import quiet
-from prunelens.progress import Reporter
+from prunelens.progress import Reporter, silent
 from prunelens.tasks.decoding import own_settings
-from prunelens.tasks.harness_metrics import HarnessTask, declared, described, score_items
+from prunelens.tasks.harness_metrics import HarnessTask, Row, declared, described, score_items
+from prunelens.tasks.identity import tokenizer_words
+from prunelens.tasks.kept_answers import KeptAnswers
 from prunelens.tasks.names import refuse_code
 from prunelens.tasks.suite import CORE_HARNESS, MIN_QUESTION, MetricScores, in_subset, suite_folder
 
@@ -36,6 +40,7 @@ class Harness:
                 "tasks need lm-evaluation-harness, which is not installed; pip install 'prunelens[tasks]'"
             ) from error
         self._allow_code = allow_code
+        self._built: dict[str, Any] = {}
         others = [name for name in names if name not in CORE_HARNESS]
         with silenced():
             self._manager = TaskManager(include_path=str(suite_folder() / "core"), include_defaults=bool(others))
@@ -147,27 +152,100 @@ class Harness:
             label: what the model is called in the progress display.
 
         Raises:
+            PrunelensError: as `answer`.
+        """
+        items = self.items(name, subset, limit)
+        asking = Asking(items, batch_size, chat_template, reporter, label)
+        return self.score(name, self.answer(model, name, asking, items))
+
+    def items(self, name: str, subset: str = "all", limit: int | None = None) -> dict[str, list[int]]:
+        """Places of the items of a task, or of each task of a group, that are asked."""
+        return {key: in_subset(task.num_items, subset, limit) for key, task in self.tasks[name].items()}
+
+    def score(self, name: str, samples: Mapping[str, Sequence[Row]]) -> list[MetricScores]:
+        """The scores of a task, or of all tasks of a group, from samples."""
+        with silenced(), self._code_allowed():
+            return [
+                scored
+                for key, task in self.tasks[name].items()
+                if key in samples
+                for scored in score_items(task, samples[key])
+            ]
+
+    def answer(
+        self,
+        model: Model,
+        name: str,
+        asking: "Asking",
+        items: Mapping[str, Sequence[int]],
+        kept: KeptAnswers | None = None,
+    ) -> dict[str, list[Row]]:
+        """What a model, as it runs now, answers to some items of a task, or of the tasks of a group: their samples.
+
+        Args:
+            model: the model.
+            name: a task that this harness was made with.
+            asking: how it is asked.
+            items: the items that are asked now, places among those of `asking`.
+            kept: answers of this very model that are there already; new ones are added.
+
+        Raises:
             PrunelensError: the model has no tokenizer, or the task fails on it.
         """
         if model.tokenizer is None:
             raise PrunelensError(f"{model.name} has no tokenizer; put its tokenizer files beside config.json")
-        from prunelens.tasks.runner import evaluate
+        from prunelens.tasks.runner import respond
 
-        tasks = self.tasks[name]
-        items = {key: in_subset(task.num_items, subset, limit) for key, task in tasks.items()}
-        started = partial(reporter, f"{label}: {name}")
-        loaded = {key: task.task for key, task in tasks.items()}
+        started = partial(asking.reporter, f"{asking.label}: {name}")
         with silenced(), self._code_allowed():
             try:
-                samples = evaluate(
-                    model, self._manager, loaded, items, batch_size, chat_template, self._allow_code, started
-                )
+                questions = self._questions(model, name, asking)
+                chosen = list(questions.chosen(items))
+                answers = kept.of(name) if kept is not None else None
+                ready = respond(model, chosen, asking.batch_size, started, answers)
+                if kept is not None:
+                    kept.num_items += ready
+                return questions.samples(items)
             except (AssertionError, LookupError, TypeError, ValueError) as error:  # out of somebody else's code
                 raise PrunelensError(
                     f"the task {name} cannot be run on {model.name} ({type(error).__name__}: {_first_line(error)}); "
                     "leave it out"
                 ) from error
-            return [scored for key, task in tasks.items() for scored in score_items(task, samples[key])]
+
+    def _questions(self, model: Model, name: str, asking: "Asking") -> Any:
+        """The requests of all items that `asking` holds, built where no model had them before."""
+        from prunelens.tasks.requests import build
+        from prunelens.tasks.runner import chat_writer
+
+        words = tokenizer_words(model.tokenizer) if asking.chat_template else ""
+        key = json.dumps([name, asking.items, words])
+        if key not in self._built:
+            template = chat_writer(model) if asking.chat_template else None
+            loaded = {task: described.task for task, described in self.tasks[name].items()}
+            questions = build(loaded, asking.items, template)
+            if words is None:  # a tokenizer that cannot be told from another
+                return questions
+            self._built[key] = questions
+        return self._built[key]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How models are asked a task.
+
+    Attributes:
+        items: for each task of the name the places of all its items that any model of the run is asked, ascending.
+        batch_size: requests run together.
+        chat_template: apply the tokenizer's chat template to each prompt.
+        reporter: progress display.
+        label: what the model is called there.
+    """
+
+    items: Mapping[str, Sequence[int]]
+    batch_size: int = 40
+    chat_template: bool = False
+    reporter: Reporter = silent
+    label: str = ""
 
 
 def _described(name: str, task: Any) -> HarnessTask:

@@ -7,22 +7,30 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
 from prunelens.models.model import Model
 from prunelens.models.texts import told_ending, without_ending
 from prunelens.progress import Advance, unreported
+from prunelens.tasks.kept_answers import TaskAnswers
+from prunelens.tasks.requests import Item, seed_everything
+from prunelens.tasks.shared_prefix import Answer, continuation_answers, has_shared_start, shares_prefixes
 
-SEED = 0
+SHAPES: dict[str, Callable[[Any], Any]] = {
+    "loglikelihood": tuple,
+    "loglikelihood_rolling": float,
+    "generate_until": str,
+}
+"""What makes an answer of each kind from a kept one."""
 
 
 class _Runner(HFLM):
-    """Runs a network as it is and tells how many requests are done."""
+    """Runs a network as it is, tells how many requests are done, and passes over those whose answer is kept."""
 
-    def __init__(self, model: Model, batch_size: int, started: Callable[[int], Advance]) -> None:
-        self._started = started
+    def __init__(
+        self, model: Model, batch_size: int, started: Callable[[int], Advance], kept: TaskAnswers | None
+    ) -> None:
+        self._opened, self._started, self._kept = model, started, kept
         self._cached = model.anatomy.manner.cached
         self._advance: Advance = unreported
         super().__init__(
@@ -30,6 +38,8 @@ class _Runner(HFLM):
         )
 
         self._ending = told_ending(model)
+        if kept is not None:
+            self.cache_hook = _Keeper(kept)
 
     def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
         """Token ids of a text, without the special tokens that a tokenizer may put behind it."""
@@ -51,17 +61,39 @@ class _Runner(HFLM):
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
         """Log-likelihoods of continuations."""
-        return self._counted(super().loglikelihood, requests)
+        return self._counted("loglikelihood", super().loglikelihood, requests)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
         """Greedy texts up to a stop."""
-        return self._counted(super().generate_until, requests)
+        return self._counted("generate_until", super().generate_until, requests)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
         """Log-likelihoods of whole texts."""
-        return self._counted(super().loglikelihood_rolling, requests)
+        return self._counted("loglikelihood_rolling", super().loglikelihood_rolling, requests)
 
-    def _counted(self, run: Callable[..., Any], requests: list[Any]) -> Any:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Any]:
+        """As the harness; what contexts share is read once where the model's cache allows it."""
+        ids = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
+        fits = all(context and len(context) + len(continuation) <= self.max_length for context, continuation in ids)
+        is_rolling = any(text is None for text, _, _ in requests)
+        if is_rolling or not fits or not has_shared_start(ids) or not shares_prefixes(self._opened):
+            found: list[Any] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            return found
+        return continuation_answers(self._opened, ids, int(self.batch_size), self._tell(requests))
+
+    def _tell(self, requests: Sequence[Any]) -> Callable[[Sequence[int], Sequence[Answer]], None]:
+        """Passes answers on as soon as they are there."""
+
+        def done(places: Sequence[int], answers: Sequence[Answer]) -> None:
+            for place, answer in zip(places, answers, strict=True):
+                self.cache_hook.add_partial("loglikelihood", requests[place][0], answer)
+            self._advance(len(places))
+
+        return done
+
+    def _counted(self, kind: str, run: Callable[..., Any], requests: list[Any]) -> list[Any]:
         done, tell = 0, self._started(len(requests))
 
         def advance(count: int) -> None:
@@ -71,9 +103,12 @@ class _Runner(HFLM):
             tell(count)
 
         self._advance = advance
-        found = run(requests, disable_tqdm=True)
+        found = [known_answer(self._kept, kind, request) for request in requests]
+        missing = [request for request, answer in zip(requests, found, strict=True) if answer is None]
+        advance(len(requests) - len(missing))
+        new = iter(run(missing, disable_tqdm=True) if missing else ())
         advance(len(requests) - done)
-        return found
+        return [next(new) if answer is None else answer for answer in found]
 
     def get_model_info(self) -> dict[str, Any]:
         """Nothing: the harness would ask the hub."""
@@ -99,61 +134,85 @@ def _without_cache(network: Any) -> Iterator[None]:
         yield
 
 
-class _Unaggregated(dict[str, Callable[[list[Any]], float]]):
-    """An aggregation for every metric that never fails: scores are made from the samples, after all work is kept."""
+class _Keeper:
+    """Stands in for the harness's own cache, which is told of every answer as soon as it is there."""
 
-    def __missing__(self, metric: str) -> Callable[[list[Any]], float]:
-        return lambda items: 0.0
+    def __init__(self, kept: TaskAnswers) -> None:
+        self._kept = kept
+
+    def add_partial(self, kind: str, request: Sequence[Any], answer: Any) -> None:
+        """Keep an answer that another run would give too."""
+        if _is_fixed(kind, request):
+            self._kept.add(kind, request, answer)
 
 
-def evaluate(
+def _is_fixed(kind: str, request: Sequence[Any]) -> bool:
+    """Whether a request has one answer, not one that is drawn."""
+    if kind not in SHAPES or not all(isinstance(part, str | dict) for part in request):
+        return False
+    settings = request[1] if kind == "generate_until" else {}
+    return isinstance(settings, dict) and not settings.get("do_sample") and not settings.get("temperature")
+
+
+def known_answer(kept: TaskAnswers | None, kind: str, request: Any) -> Any:
+    """The kept answer to a request of the harness; None where there is none."""
+    if kept is None or not _is_fixed(kind, request.args):
+        return None
+    answer = kept.get(kind, request.args)
+    return None if answer is None else SHAPES[kind](answer)
+
+
+def respond(
     model: Model,
-    manager: TaskManager,
-    tasks: dict[str, Any],
-    items: dict[str, list[int]],
+    items: Sequence[Item],
     batch_size: int,
-    chat_template: bool,
-    allow_code: bool,
     started: Callable[[int], Advance],
-) -> dict[str, list[dict[str, Any]]]:
-    """The harness's samples of each task, those of the given items in their order.
+    kept: TaskAnswers | None = None,
+) -> int:
+    """Let a model answer the requests of items, which hold the answers then; returns how many items were kept ones.
 
     One request at a time where others in the batch would change a model's numbers.
 
     Args:
         model: what is asked.
-        manager: where the tasks come from.
-        tasks: the loaded tasks by name.
-        items: for each task which of its items.
+        items: what it is asked.
         batch_size: requests run together.
-        chat_template: apply the tokenizer's chat template.
-        allow_code: run what the model writes, where a task does so.
         started: told the number of requests, once for each kind.
+        kept: answers that are there already; new ones are added.
     """
-    batch_size = batch_size if model.anatomy.batching.is_free else 1
-    network = model.network
+    by_kind: dict[str, list[Any]] = {}
+    for request in (request for item in items for request in item.requests):
+        request.resps, request.filtered_resps = [], {}
+        by_kind.setdefault(request.request_type, []).extend([request] * request.repeats)
+    ready = sum(
+        all(known_answer(kept, request.request_type, request) is not None for request in item.requests)
+        for item in items
+    )
+    try:
+        with _unchanged(model.network):
+            seed_everything()
+            asked = _Runner(model, batch_size if model.anatomy.batching.is_free else 1, started, kept)
+            for kind, requests in by_kind.items():
+                for request, answer in zip(requests, getattr(asked, kind)(requests), strict=True):
+                    request.resps.append(answer)
+    finally:
+        if kept is not None:
+            kept.write()
+    return ready
+
+
+def chat_writer(model: Model) -> Callable[..., str]:
+    """Writes chats as the harness has a model's tokenizer write them."""
+    with _unchanged(model.network):
+        writer: Callable[..., str] = _Runner(model, 1, lambda total: unreported, None).apply_chat_template
+        return writer
+
+
+@contextmanager
+def _unchanged(network: Any) -> Iterator[None]:
+    """Give a network its own generation settings back, whatever the harness sets."""
     own = copy.deepcopy(network.generation_config)
     try:
-        for task in tasks.values():
-            task.aggregation = _Unaggregated
-        with patch.object(evaluator, "get_git_commit_hash", return_value=None):  # it would run git in this folder
-            found = evaluator.simple_evaluate(
-                model=_Runner(model, batch_size, started),
-                tasks=list(tasks.values()),
-                task_manager=manager,
-                samples=dict(items),
-                bootstrap_iters=0,
-                log_samples=True,
-                apply_chat_template=chat_template,
-                random_seed=SEED,
-                numpy_random_seed=SEED,
-                torch_random_seed=SEED,
-                fewshot_random_seed=SEED,
-                confirm_run_unsafe_code=allow_code,
-            )
+        yield
     finally:
         network.generation_config = own
-        for task in tasks.values():
-            vars(task).pop("aggregation", None)
-    samples: dict[str, list[dict[str, Any]]] = found["samples"]
-    return samples

@@ -1,65 +1,47 @@
 """Let a model write: batched cached decoding with one rule a row, keeping the states that enter the head.
 
-The rule of a row chooses each token from the row's logits: the most likely one (greedy), a draw from the
-whole distribution (sampled), or the dense model's token in a coupling (S3'). Draws come from a number
-per row and step that depends on the seed and the prompt alone, so neither the batch nor the order of the
-prompts changes what is written.
+The rule of a row chooses each token from the row's logits: the most likely one (greedy) or a draw from the whole
+distribution (sampled). Draws come from a number per row and step that depends on the seed and the prompt alone, so
+neither the batch nor the order of the prompts changes what is written.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
 
+from prunelens.metrics.head import rows_per_pass
 from prunelens.models.batches import Batching, pad_left
-from prunelens.models.decoding import decode
+from prunelens.models.decoding import Rows, decode
 from prunelens.models.model import Model
 from prunelens.progress import Advance, unreported
 
-
-@runtime_checkable
-class Rule(Protocol):
-    """Chooses the next token of one row; `finished` ends the row before its EOS."""
-
-    finished: bool
-
-    def choose(self, step: int, logits: Float[Tensor, " V"]) -> int:
-        """The token of `step` (from 0)."""
-        ...
+WORTH_LEAVING = 0.75
+"""Rows leave a batch when at most this share of it is still writing: copying their past is not free."""
 
 
 class Greedy:
     """The most likely token, the lowest id among equals."""
 
-    finished = False
 
-    def choose(self, step: int, logits: Float[Tensor, " V"]) -> int:
-        """The token of `step` (from 0)."""
-        return int(logits.argmax())
-
-
+@dataclass(frozen=True)
 class Sampled:
-    """A draw at temperature T from the whole vocabulary."""
+    """A draw from the whole vocabulary.
 
-    finished = False
+    Attributes:
+        uniforms: (steps,), the number in [0, 1) that decides each draw.
+        temperature: T of the softmax, > 0.
+    """
 
-    def __init__(self, uniforms: np.ndarray, temperature: float) -> None:
-        self._uniforms = uniforms
-        self._temperature = temperature
-        self.probs: list[float] = []
+    uniforms: Float[np.ndarray, " steps"]
+    temperature: float
 
-    def choose(self, step: int, logits: Float[Tensor, " V"]) -> int:
-        """The token of `step` (from 0)."""
-        probs = softmax(logits, self._temperature)
-        token = draw(probs, float(self._uniforms[step]))
-        self.probs.append(float(probs[token]))
-        return token
+
+Rule = Greedy | Sampled
 
 
 @dataclass
@@ -68,26 +50,28 @@ class Continuation:
 
     Attributes:
         token_ids: the tokens, EOS included where it was reached.
-        states: (num tokens, d), the state that entered the head before each of them.
+        states: (num tokens - start, d), the state that entered the head before each token from `start` on.
         ended: whether EOS was reached.
+        start: tokens at the beginning that were known without writing.
     """
 
     token_ids: list[int]
     states: Float[Tensor, "_ d"]
     ended: bool
+    start: int = 0
 
 
-def softmax(logits: Float[Tensor, " V"], temperature: float) -> Float[Tensor, " V"]:
+def softmax(logits: Float[Tensor, "rows V"], temperature: Float[Tensor, "rows 1"] | float) -> Float[Tensor, "rows V"]:
     """Probabilities in float64."""
     return torch.softmax(logits.double() / temperature, dim=-1)
 
 
-def draw(weights: Float[Tensor, " V"], uniform: float) -> int:
-    """Index i with probability weights[i] / Σ weights, from a number in [0, 1)."""
-    cumulative = torch.cumsum(weights, dim=0)
-    target = cumulative[-1] * uniform
-    index = int(torch.searchsorted(cumulative, target, right=True))
-    return min(index, weights.shape[0] - 1)
+def draw(weights: Float[Tensor, "rows V"], uniforms: Float[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
+    """Index i of each row with probability weights[i] / Σ weights, from a number in [0, 1)."""
+    cumulative = torch.cumsum(weights, dim=-1)
+    targets = cumulative[:, -1:] * uniforms.unsqueeze(-1)
+    found = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    return found.clamp_max(weights.shape[-1] - 1)
 
 
 def uniforms(seed: int, purpose: str, prompt: Sequence[int], repeat: int, count: int) -> np.ndarray:
@@ -101,7 +85,7 @@ def write(
     model: Model,
     prompts: Sequence[Sequence[int]],
     rules: Sequence[Rule],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     batch_size: int,
     advance: Advance = unreported,
 ) -> list[Continuation]:
@@ -109,26 +93,27 @@ def write(
 
     Args:
         model: the model as it runs now (parts may be dropped around the call).
-        prompts: token ids, one a row.
+        prompts: token ids, one a row; rows of the same prompt share its reading.
         rules: one a row.
+        max_new_tokens: at least 1, for all rows or one a row.
         batch_size: rows decoded together.
-        advance: called with the number of row-steps finished.
+        advance: called with the number of row-steps finished; those that a row does not need count as finished.
     """
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     found: dict[int, Continuation] = {}
-    for rows in _group(prompts, max_new_tokens, batch_size, model.anatomy.batching):
-        batch = _write_batch(
-            model, [prompts[row] for row in rows], [rules[row] for row in rows], max_new_tokens, advance
-        )
-        found.update(zip(rows, batch, strict=True))
+    for rows in _group(prompts, max(limits, default=0), batch_size, model.anatomy.batching):
+        texts = _Texts([rules[row] for row in rows], [limits[row] for row in rows], model, advance)
+        _decode(model, [tuple(prompts[row]) for row in rows], texts)
+        found.update(zip(rows, texts.finished(), strict=True))
     return [found[row] for row in range(len(prompts))]
 
 
 def _group(
     prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int, batching: Batching
 ) -> list[list[int]]:
-    """Rows decoded together: the longest first, and only such as change nothing of one another."""
+    """Rows decoded together: the longest first, equal ones side by side, and only such as change nothing of others."""
     groups: list[list[int]] = []
-    for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row])):
+    for row in sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), tuple(prompts[row]), row)):
         fits = bool(groups) and len(groups[-1]) < batch_size
         longest = len(prompts[groups[-1][0]]) if groups else 0
         if not fits or not batching.writes_together(longest, len(prompts[row]), max_new_tokens):
@@ -137,57 +122,88 @@ def _group(
     return groups
 
 
-def _write_batch(
-    model: Model,
-    prompts: list[Sequence[int]],
-    rules: list[Rule],
-    max_new_tokens: int,
-    advance: Callable[[int], None],
-) -> list[Continuation]:
-    eos_ids = model.eos_ids
-    ids, mask = pad_left(prompts, eos_ids[0] if eos_ids else 0, model.device)
-    chooser = _Chooser(rules, ids.shape[1], advance)
-    cached = model.anatomy.manner.cached
-    written, states = decode(model.network, ids, mask, max_new_tokens, eos_ids, chooser, _Finished(rules), cached)
-    return _cut(written, states, chooser.num_chosen, eos_ids)
+def _decode(model: Model, prompts: list[tuple[int, ...]], texts: "_Texts") -> None:
+    """Let one batch be written; a prompt of several rows is read once where the family's cache can be repeated."""
+    read, rows = prompts, None
+    if model.anatomy.manner.moves and len(set(prompts)) < len(prompts):
+        read = list(dict.fromkeys(prompts))
+        places = {prompt: place for place, prompt in enumerate(read)}
+        rows = [places[prompt] for prompt in prompts]
+    ids, mask = pad_left(read, next(iter(model.eos_ids), 0), model.device)
+    decode(model.network, ids, mask, texts.longest, texts, model.anatomy.manner.cached, rows)
 
 
-def _cut(written: Tensor, states: Tensor, num_chosen: list[int], eos_ids: list[int]) -> list[Continuation]:
-    """End each row at its first EOS, or where its rule finished."""
-    found = []
-    for row, tokens in enumerate(written.tolist()):
-        tokens = tokens[: num_chosen[row]]
-        stop = next((at + 1 for at, token in enumerate(tokens) if token in eos_ids), None)
-        kept = tokens[:stop]
-        found.append(Continuation(kept, states[row, : len(kept)].clone(), stop is not None))
-    return found
+class _Texts:
+    """The texts of one batch while they are written; the numbers of all rows are chosen at once, on their device."""
 
-
-class _Chooser(LogitsProcessor):
-    """Lets each row's rule choose, and leaves only that token."""
-
-    def __init__(self, rules: list[Rule], prompt_length: int, advance: Callable[[int], None]) -> None:
-        self._rules = rules
-        self._prompt_length = prompt_length
+    def __init__(self, rules: Sequence[Rule], limits: Sequence[int], model: Model, advance: Advance) -> None:
+        self.longest = max(limits)
+        self._limits = limits
+        self._eos_ids = frozenset(model.eos_ids)
+        self._leaves = model.anatomy.manner.moves
         self._advance = advance
-        self.num_chosen = [0] * len(rules)
+        self._tokens: list[list[int]] = [[] for _ in rules]
+        self._is_writing = [True] * len(rules)
+        self._states: list[Tensor] = []
+        self._num_states = 0
+        self._places: list[list[int]] = [[] for _ in rules]  # of a row's states, counted through all steps
+        self._rows: Rows = range(len(rules))
+        self._draws = _Draws(rules, self.longest, model.device)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        step = input_ids.shape[1] - self._prompt_length
-        chosen = torch.full_like(scores, -torch.inf)
-        for row, rule in enumerate(self._rules):
-            token = 0
-            if not rule.finished:
-                token = rule.choose(step, scores[row])
-                self.num_chosen[row] = step + 1
-            chosen[row, token] = 0
-        self._advance(len(self._rules))
-        return chosen
+    def choose(
+        self, states: Float[Tensor, "B d"], logits: Float[Tensor, "B V"]
+    ) -> tuple[Int64[Tensor, " B"], Rows | None]:
+        """The next tokens, and the rows that go on; one copy to the host a step."""
+        tokens = logits.argmax(-1)
+        self._draws.put(tokens, logits, len(self._states), self._rows)
+        self._note(states, tokens.tolist())
+        going_on = [place for place, row in enumerate(self._rows) if self._is_writing[row]]
+        if going_on and not (self._leaves and len(going_on) <= WORTH_LEAVING * len(self._rows)):
+            return tokens, None
+        self._rows = [self._rows[place] for place in going_on]
+        return tokens, going_on
+
+    def _note(self, states: Tensor, tokens: list[int]) -> None:
+        """Take over a step's states and tokens; texts end."""
+        steps = 0
+        for place, (row, token) in enumerate(zip(self._rows, tokens, strict=True), self._num_states):
+            if self._is_writing[row]:
+                self._tokens[row].append(token)
+                self._places[row].append(place)
+                left = self._limits[row] - len(self._tokens[row])
+                self._is_writing[row] = left > 0 and token not in self._eos_ids
+                steps += 1 if self._is_writing[row] else 1 + left
+        self._states.append(states.clone())
+        self._num_states += len(states)
+        self._advance(steps)
+
+    def finished(self) -> list[Continuation]:
+        """The texts, in the order of the rules."""
+        states = torch.cat(self._states)
+        return [
+            Continuation(own, states[places], own[-1] in self._eos_ids)
+            for own, places in zip(self._tokens, self._places, strict=True)
+        ]
 
 
-class _Finished(StoppingCriteria):
-    def __init__(self, rules: list[Rule]) -> None:
-        self._rules = rules
+class _Draws:
+    """The numbers that decide the draws of those rows of a batch that are sampled."""
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.tensor([rule.finished for rule in self._rules], device=input_ids.device)
+    def __init__(self, rules: Sequence[Rule], steps: int, device: torch.device) -> None:
+        self._sampled = [row for row, rule in enumerate(rules) if isinstance(rule, Sampled)]
+        chosen = [rule for rule in rules if isinstance(rule, Sampled)]
+        numbers = np.zeros((len(chosen), steps))
+        for own, rule in zip(numbers, chosen, strict=True):
+            given = rule.uniforms[:steps]
+            own[: len(given)] = given
+        self._uniforms = torch.from_numpy(numbers).to(device)
+        self._temperatures = torch.tensor([[rule.temperature] for rule in chosen], dtype=torch.float64, device=device)
+        self._order = {row: place for place, row in enumerate(self._sampled)}
+
+    def put(self, tokens: Int64[Tensor, " B"], logits: Float[Tensor, "B V"], step: int, rows: Rows) -> None:
+        """Replace the tokens of sampled rows by their draws, a few rows at a time to hold little in float64."""
+        drawn = [(place, self._order[row]) for place, row in enumerate(rows) if row in self._order]
+        for low in range(0, len(drawn), rows_per_pass(logits)):
+            places, own = map(list, zip(*drawn[low : low + rows_per_pass(logits)], strict=True))
+            probs = softmax(logits[places], self._temperatures[own])
+            tokens[places] = draw(probs, self._uniforms[own, step])

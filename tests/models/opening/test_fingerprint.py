@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import tiny_network
 from prunelens.models.opening import fingerprint
-from prunelens.models.opening.fingerprint import fingerprint_files, fingerprint_model
+from prunelens.models.opening.fingerprint import fingerprint_files, fingerprint_model, fingerprinting
 
 CONFIG = {"model_type": "tiny", "hidden_size": 4, "rope": {"theta": 1e4}}
 
@@ -159,9 +160,54 @@ def flip_a_bit(path: Path) -> None:
 def test_a_file_changed_in_place_is_read_again(files: list[Path]) -> None:
     before, status = fingerprint_files(files, CONFIG), files[0].stat()
     flip_a_bit(files[0])
-    os.utime(files[0], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert (files[0].stat().st_size, files[0].stat().st_ino) == (status.st_size, status.st_ino)
+    os.utime(files[0], ns=(status.st_atime_ns, status.st_mtime_ns))  # as `cp --preserve` and `rsync --inplace` do
+    same = ("st_size", "st_ino", "st_mtime_ns")
+    assert [getattr(files[0].stat(), name) for name in same] == [getattr(status, name) for name in same]
     assert fingerprint_files(files, CONFIG) != before
+
+
+def test_what_changes_while_it_is_read_is_not_remembered(
+    files: list[Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = fingerprint._tensors
+
+    def changing(paths: list[Path]) -> Any:
+        yield from read(paths)
+        flip_a_bit(files[0])
+
+    monkeypatch.setattr(fingerprint, "_tensors", changing)
+    fingerprint_files(files, CONFIG)
+    assert not (cache / "fingerprints").exists()
+
+
+@pytest.mark.parametrize("final", [CONFIG, CONFIG | {"dtype": "float16"}, CONFIG | {"hidden_size": 5}])
+def test_a_fingerprint_made_while_loading_is_that_of_what_was_loaded(
+    files: list[Path], cache: Path, final: dict[str, Any]
+) -> None:
+    with fingerprinting(files, CONFIG) as fingerprint_of:
+        found = fingerprint_of(final)
+    forget(cache)
+    assert found == fingerprint_files(files, final)
+
+
+def test_loading_that_fails_does_not_wait_for_the_fingerprint(
+    files: list[Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, failed = fingerprint._tensors, threading.Event()
+
+    def waiting(paths: list[Path]) -> Any:
+        assert failed.wait(60)
+        yield from read(paths)
+
+    def loading() -> None:
+        with fingerprinting(files, CONFIG):
+            threading.Timer(0.05, failed.set).start()
+            raise RuntimeError("damaged")
+
+    monkeypatch.setattr(fingerprint, "_tensors", waiting)
+    with pytest.raises(RuntimeError, match="damaged"):
+        loading()
+    assert not (cache / "fingerprints").exists()
 
 
 def test_a_file_put_in_its_place_is_read_again(files: list[Path], tmp_path: Path) -> None:

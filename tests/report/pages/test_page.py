@@ -1,7 +1,10 @@
 """The page: from the tables alone, without a network, and with hostile strings that do nothing (in Chromium)."""
 
+import base64
 import json
+import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -183,5 +186,13 @@ def test_payload_is_json_that_a_script_can_read() -> None:
     page = render_page(hostile_run())
     start = page.index('id="texts"')
     content = page[page.index(">", start) + 1 :]
-    data = json.loads(content[: content.index("</script>")])
-    assert HOSTILE in json.dumps(data, ensure_ascii=False).replace('\\"', '"')
+    index = json.loads(content[: content.index("</script>")])
+    assert HOSTILE[:40] in index["prompts"]["id"][0] + index["models"][0]
+    assert len(pieces_of(page)) == len(index["starts"]) == 1
+    assert HOSTILE in pieces_of(page)[0]["tokens"]
+
+
+def pieces_of(page: str) -> list[dict[str, Any]]:
+    """What the page's script unpacks."""
+    packed = re.findall(r'<script class="piece" type="text/plain">([A-Za-z0-9+/=]*)</script>', page)
+    return [json.loads(zlib.decompress(base64.b64decode(piece), wbits=-15)) for piece in packed]

@@ -1,5 +1,6 @@
 """Progress where stderr is no terminal: a line once a stage has lasted two seconds, then one now and then."""
 
+import subprocess
 import sys
 import time
 
@@ -84,3 +85,36 @@ def test_lines_go_to_stderr_while_a_library_says_nothing(
             assert printed.out == ""
             told = printed.err if "opening a model …" in printed.err else ""
     assert not [thread for thread in sys.modules["threading"].enumerate() if thread.name == "prunelens progress"]
+
+
+def test_the_first_stage_is_told_at_once_where_it_is_known_to_be_slow(clock: Clock) -> None:
+    lines: list[str] = []
+    log = ProgressLog(lines.append, clock, first_at_once=True)
+    clock.now += 0.4
+    log.begin("loading a library", 1)
+    assert lines == ["[   0 s] loading a library …"]
+    log.tick()
+    clock.now += 3
+    log.begin("opening a model", 1)
+    log.tick()
+    assert len(lines) == 1
+    clock.now += 2
+    log.tick()
+    assert lines[1:] == ["[   5 s] opening a model …"]
+
+
+def test_a_command_says_that_it_loads_libraries_before_it_does() -> None:
+    """Asked of a process whose PyTorch cannot be imported: the line is there all the same, and first."""
+    code = (
+        "import sys\n"
+        "class Refusing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': raise ImportError('torch is loaded')\n"
+        "sys.meta_path.insert(0, Refusing())\n"
+        "sys.argv = ['prunelens', 'inspect', 'nowhere']\n"
+        "from prunelens.cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.startswith("[   0 s] loading PyTorch and transformers …\n"), done.stderr
+    assert done.stderr.rstrip().endswith("torch is loaded")

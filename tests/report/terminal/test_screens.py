@@ -49,7 +49,7 @@ def test_a_comparison_is_one_screen(found: Comparison, capsys: pytest.CaptureFix
     assert f"{100 * best['same_top1']['mean']:.1f}" in rows[0].split()
     assert lines[-1] == f"Next: {NEXT}"
     assert lines.index("The page: run/report.html") < lines.index("Took 93 s.")
-    assert not any(word in text for word in ("safe", "broken", "at risk", "predicted"))
+    assert not any(word in text for word in ("safe", "degraded", "broken", "undecided", "predicted"))
 
 
 def test_the_first_prompt_that_diverges_is_shown(found: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +121,7 @@ def evaluation(label: str) -> dict[str, Any]:
         verdict("retrieval", 1.05, shares),
         verdict("multiple-choice", 0.5, shares, "broken"),
         verdict("short-generation", None, "", "not measured"),
-        verdict("long-generation", 0.084, "safe ≤ 0.1, broken > 0.5", "at risk"),
+        verdict("long-generation", 0.084, "safe ≤ 0.1, broken > 0.5", "undecided") | {"more": 1300},
     ]
     large = {"mean": 123456789.123, "low": None, "high": None}
     row = {
@@ -156,6 +156,7 @@ def test_an_evaluation_is_one_screen_and_cuts_no_number(capsys: pytest.CaptureFi
     assert "105 %" in text
     assert "[95, 115]" in text
     assert "+0.084 nats" in text
+    assert "≈ 1,300 more" in text
     assert "cut 18 of the dense model's 36" in " ".join(text.split())
     if full:
         assert "1.23e+08" in text

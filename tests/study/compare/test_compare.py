@@ -65,7 +65,9 @@ def test_a_model_against_itself_is_exactly_zero() -> None:
             assert row["amplification"] is None
     assert not any(row["contexts_differ"] for row in found.tables["steps"].to_pylist())
     for row in found.tables["survival"].to_pylist():
-        assert all(value == 1 for name, value in row.items() if name.startswith("survival"))
+        curves = {name: value for name, value in row.items() if name.startswith("survival")}
+        assert all(value == 1 for name, value in curves.items() if not name.endswith("_low"))
+        assert all(0 < value < 1 for name, value in curves.items() if name.endswith("_low"))  # few prompts prove little
     (summary,) = found.summary
     assert summary["kl"]["max"] == 0
     assert summary["first_divergent_token"] == {"median": None, "never": 5, "prompts": 5}

@@ -15,7 +15,7 @@ import prunelens.cli.main
 from conftest import tiny_model, words
 from prunelens.api import compare
 from prunelens.errors import PrunelensError
-from prunelens.metrics.survival import ratio_interval
+from prunelens.metrics.intervals import ratio_interval
 from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.results import Comparison
@@ -408,7 +408,8 @@ def test_summary_of_attribution_recomputed(case: Case) -> None:
                 if name == "kl_all_but" and not part["changed"]:
                     assert part[name] is None
                     continue
-                interval = ratio_interval(np.array([row[column] for row in own]) * steps, steps)
+                values = np.array([row[column] for row in own])
+                interval = ratio_interval(values * steps, steps, bounded=name == "tv")
                 assert part[name]["mean"] == pytest.approx(weighted(own, column), rel=1e-12)
                 assert part[name] == {"mean": interval.value, "low": interval.low, "high": interval.high}
                 assert part[name]["low"] <= part[name]["mean"] <= part[name]["high"]

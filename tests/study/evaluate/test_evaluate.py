@@ -23,11 +23,13 @@ from prunelens.models.model import Model
 from prunelens.models.opening.loading import wrap
 from prunelens.report.pages.rerender import render_again
 from prunelens.results import Evaluation
-from prunelens.study.evaluate.measure import TaskRunner, TaskSettings, _guessed_ndcg, _guessed_recall
+from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
+from prunelens.study.evaluate.measurement import Measurement
 from prunelens.study.evaluate.verdict import Thresholds
 from prunelens.tasks.corpora import Corpus
 from prunelens.tasks.harness import Harness
 from prunelens.tasks.retrieval import score
+from prunelens.tasks.retrieval_scores import _guessed_ndcg, _guessed_recall
 from prunelens.tasks.suite import parse_tasks, suite_folder
 
 TASKS = ("core_choice", "core_facts", "core_long", "core_retrieval")
@@ -128,8 +130,8 @@ def test_a_model_against_itself(itself: Evaluation) -> None:
     assert kept["overlap_at_10"]["mean"] == 1
     assert kept["nll_dense"] is None
     assert kept["exact_match"] is None  # the random model knows nothing
-    assert {line["verdict"] for line in record["verdicts"]} == {"at risk", "not measured"}  # four items prove nothing
-    assert {line["use"]: line["verdict"] for line in record["verdicts"]}["long-generation"] == "at risk"
+    assert {line["verdict"] for line in record["verdicts"]} == {"undecided", "not measured"}  # four items prove nothing
+    assert {line["use"]: line["verdict"] for line in record["verdicts"]}["long-generation"] == "undecided"
     assert itself.verdict == {"other": record["verdicts"]}
 
 
@@ -535,7 +537,7 @@ def test_what_cannot_be_compared_is_refused(dense: Model, monkeypatch: pytest.Mo
     def nothing(*args: Any) -> None:
         raise AssertionError("something was computed")
 
-    monkeypatch.setattr(module.TaskRunner, "_run", nothing)
+    monkeypatch.setattr(Measurement, "run", nothing)
     for compressed, words in (
         ((), "at least one compressed model"),
         (("drop-mlp@1", "drop-mlp@1"), "given twice"),

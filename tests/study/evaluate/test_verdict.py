@@ -7,19 +7,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from prunelens.metrics.statistics import wilson
+from prunelens.metrics.intervals import Interval, exact_share
+from prunelens.study.evaluate.early import Stopped
 from prunelens.study.evaluate.scores import paired_values, score_rows
-from prunelens.study.evaluate.verdict import (
-    AT_RISK,
-    BROKEN,
-    MIN_OPTIONS,
-    SAFE,
-    UNKNOWN,
-    Thresholds,
-    Verdict,
-    judge,
-    predict,
-)
+from prunelens.study.evaluate.verdict import Thresholds, Verdict, judge
+from prunelens.study.evaluate.words import BROKEN, DEGRADED, NOT_MEASURED, SAFE, UNDECIDED
 from prunelens.tasks.suite import USES, Metric, MetricScores
 
 CHOICE = Metric("choice", "acc", "multiple-choice", 0.25, decides="kept")
@@ -45,12 +37,10 @@ def alike(metric: Metric, value: float) -> MetricScores:
     return scored(metric, *[value] * MANY)
 
 
-def judged(
-    pairs: Mapping[Metric, tuple[float, float]], thresholds: Thresholds = QUARTERS, compared: Any = None
-) -> dict[str, Verdict]:
+def judged(pairs: Mapping[Metric, tuple[float, float]], thresholds: Thresholds = QUARTERS) -> dict[str, Verdict]:
     """Verdicts by class, of items that all have the dense and the compressed value of their metric."""
     dense, own = ([alike(metric, values[side]) for metric, values in pairs.items()] for side in (0, 1))
-    found = judge(dense, own, score_rows(dense, own), compared, thresholds)
+    found = judge(dense, own, score_rows(dense, own), thresholds)
     assert [line.use for line in found] == list(USES)
     return {line.use: line for line in found}
 
@@ -60,9 +50,19 @@ def measured(metric: Metric, dense: float, own: float, thresholds: Thresholds = 
     lines = judged({metric: (dense, own)}, thresholds)
     assert metric.use is not None
     line = lines.pop(metric.use)
-    assert {other.verdict for other in lines.values()} == {UNKNOWN}
+    assert {other.verdict for other in lines.values()} == {NOT_MEASURED}
     assert {other.reason for other in lines.values()} == {"no task of this class was run"}
     return line
+
+
+NATS = Thresholds(safe_nll=10.0, broken_nll=20.0)
+
+
+def a_row(mean: float, low: float, high: float, items: int) -> dict[str, Any]:
+    """A row of retrieval with this share kept."""
+    interval = {"mean": mean, "low": low, "high": high}
+    row = {"task": "t", "metric": "m", "use": "retrieval", "decides": "kept", "at_chance": False, "chance": 0.0}
+    return row | {"adds": False, "right": items, "items": items, "kept": interval, "difference": interval}
 
 
 def from_row(decides: str, mean: float, low: float, high: float, thresholds: Thresholds | None = None) -> Verdict:
@@ -71,21 +71,10 @@ def from_row(decides: str, mean: float, low: float, high: float, thresholds: Thr
     use = "retrieval" if decides in ("agreement", "kept") else "long-generation"
     row = {"task": "t", "metric": "m", "use": use, "decides": decides, "at_chance": False, "chance": 0.0}
     row |= {"adds": False, "right": 10**6}
-    found = judge([], [], [row | {"kept": interval, "difference": interval}], None, thresholds)
+    found = judge([], [], [row | {"kept": interval, "difference": interval}], thresholds)
     (line,) = [line for line in found if line.use == use]
     assert (line.value, line.low, line.high, line.source) == (mean, low, high, "measured")
     return line
-
-
-def comparison(**changed: Any) -> dict[str, Any]:
-    """The summary of a comparison, as far as predictions go."""
-    certain = {"value": 0.97, "low": 0.96, "high": 0.99}
-    found = {
-        "excess_nll": {"mean": 0.05, "low": 0.02, "high": 0.08},
-        "options": {"prompts": 400, "same_choice": 399},
-        "survival": {"1": certain, "8": certain},
-    }
-    return found | changed
 
 
 # --------------------------------------------------------------------------- thresholds
@@ -98,9 +87,9 @@ def test_shares_at_their_thresholds(decides: str) -> None:
         (1.0, SAFE),
         (0.75 + BIT, SAFE),
         (0.75, SAFE),
-        (0.75 - BIT, AT_RISK),
-        (0.5 + BIT, AT_RISK),
-        (0.5, AT_RISK),
+        (0.75 - BIT, DEGRADED),
+        (0.5 + BIT, DEGRADED),
+        (0.5, DEGRADED),
         (0.5 - BIT, BROKEN),
         (0.0, BROKEN),
     ):
@@ -112,7 +101,7 @@ def test_shares_at_their_thresholds(decides: str) -> None:
 
 @pytest.mark.parametrize("metric", [CHOICE, FACTS, NDCG])
 def test_what_share_is_kept(metric: Metric) -> None:
-    for share, expected in ((1.5, SAFE), (1.0, SAFE), (0.7, AT_RISK), (0.25, BROKEN)):
+    for share, expected in ((1.5, SAFE), (1.0, SAFE), (0.7, DEGRADED), (0.25, BROKEN)):
         found = measured(metric, 0.5, share * 0.5)
         assert (found.verdict, found.value) == (expected, pytest.approx(share))
         assert found.low is not None
@@ -131,8 +120,8 @@ def test_costs_at_their_thresholds(decides: str, safe: float, broken: float, rul
         (-0.125, SAFE),
         (0.0, SAFE),
         (safe, SAFE),
-        (safe + BIT, AT_RISK),
-        (broken, AT_RISK),
+        (safe + BIT, DEGRADED),
+        (broken, DEGRADED),
         (broken + BIT, BROKEN),
     ):
         found = from_row(decides, excess, excess, excess, QUARTERS)
@@ -155,21 +144,22 @@ def test_the_whole_interval_has_to_be_on_one_side(decides: str, safe: float, bro
     best = 1.0 if decides == "agreement" else 0.0
     worst = 0.0 if decides == "agreement" else 1.0
     assert verdict(best, safe) == SAFE
-    assert verdict(best, safe + inward) == AT_RISK  # straddles safe
-    assert verdict(safe + inward, broken) == AT_RISK  # between both
-    assert verdict(broken, worst) == AT_RISK  # straddles broken
-    assert verdict(best, worst) == AT_RISK  # straddles both
+    assert verdict(best, safe + inward) == UNDECIDED  # straddles safe
+    assert verdict(safe, broken + inward) == UNDECIDED  # touches safe from below
+    assert verdict(safe + inward, broken) == DEGRADED  # between both
+    assert verdict(broken, worst) == DEGRADED  # straddles broken
+    assert verdict(best, worst) == UNDECIDED  # straddles both
     assert verdict(broken + inward, worst) == BROKEN
 
 
-def test_a_share_whose_interval_straddles_is_at_risk() -> None:
-    """Half of the items are kept and half are lost: the mean alone would be safe, or broken."""
+def test_a_share_whose_interval_straddles_is_undecided() -> None:
+    """Half of the items are kept and half are lost: the mean alone would be safe, or degraded."""
     items = [1.0] * 100 + [0.0] * 100
     dense, own = [alike(FACTS, 1.0)], [scored(FACTS, *items)]
     rows = score_rows(dense, own)
-    for limits in (Thresholds(safe=0.45, broken=0.05), Thresholds(safe=0.95, broken=0.55)):
-        (found,) = [line for line in judge(dense, own, rows, None, limits) if line.use == "short-generation"]
-        assert found.verdict == AT_RISK
+    for limits in (Thresholds(safe=0.45, broken=0.05), Thresholds(safe=0.55, broken=0.05)):
+        (found,) = [line for line in judge(dense, own, rows, limits) if line.use == "short-generation"]
+        assert found.verdict == UNDECIDED
         assert found.value == 0.5
         assert found.low is not None
         assert found.high is not None
@@ -218,23 +208,23 @@ def test_the_same_item_scores_are_safe() -> None:
     assert [line.verdict for line in found] == [SAFE] * 4
     assert [line.value for line in found] == [1, 1, 1, 0]
     assert {line.reason for line in found} == {""}
-    found = judge(sides, sides, score_rows(sides, sides), None, Thresholds(safe=1, safe_nll=0, safe_loops=0))
-    assert [line.verdict for line in found] == [AT_RISK] * 4  # no number of items shows that nothing is lost
-    assert found[0].reason == "no number of items that the dense model gets right shows 100 %"
+    found = judge(sides, sides, score_rows(sides, sides), Thresholds(safe=1, safe_nll=0, safe_loops=0))
+    assert [line.verdict for line in found] == [UNDECIDED] * 4  # no number of items shows that nothing is lost
+    assert found[0].reason == "no number of items shows 100 %"
 
 
 @pytest.mark.parametrize(
     ("nll", "loops", "expected", "decided"),
     [
-        (0.75, 0.0, AT_RISK, 0.75),
-        (0.0, 0.375, AT_RISK, 0.375),
+        (0.75, 0.0, DEGRADED, 0.75),
+        (0.0, 0.375, DEGRADED, 0.375),
         (0.75, 0.75, BROKEN, 0.75),
         (2.0, 0.375, BROKEN, 2),
         (2.0, 0.0, BROKEN, 2),
         (0.0, 1.0, BROKEN, 1),
         # of two of one verdict the one that is further on its way from safe to broken
-        (0.5625, 0.375, AT_RISK, 0.375),
-        (0.875, 0.3125, AT_RISK, 0.875),
+        (0.5625, 0.375, DEGRADED, 0.375),
+        (0.875, 0.3125, DEGRADED, 0.875),
         (1.25, 1.0, BROKEN, 1),
         (3.0, 0.625, BROKEN, 3),
         (0.25, 0.1875, SAFE, 0.1875),
@@ -249,11 +239,11 @@ def test_the_worst_number_decides(nll: float, loops: float, expected: str, decid
 
 
 def test_a_bad_verdict_outweighs_a_worse_mean() -> None:
-    """A wide interval around a bad mean is at risk; a narrow one beyond its threshold is broken and decides."""
+    """A wide interval around a bad mean is undecided; a narrow one beyond its threshold is broken and decides."""
     texts = [*[4.0] * 8, *[0.0] * 8]  # its interval is wide: 2 nats in the mean, four times what breaks
     dense, own = [alike(NLL, 0), alike(LOOPS, 0)], [scored(NLL, *texts), alike(LOOPS, 0.75)]
     limits = Thresholds(safe_nll=0.25, broken_nll=1.25, safe_loops=0.25, broken_loops=0.5)
-    (found,) = [line for line in judge(dense, own, score_rows(dense, own), None, limits) if line.value is not None]
+    (found,) = [line for line in judge(dense, own, score_rows(dense, own), limits) if line.value is not None]
     assert (found.verdict, found.value) == (BROKEN, 0.75)
 
 
@@ -270,7 +260,7 @@ def test_tasks_of_a_class_are_judged_together() -> None:
     more = Metric("more", "acc", "multiple-choice", 0.25, decides="kept")
     found = judged({CHOICE: (1.0, 0.5), more: (0.5, 0.5)})["multiple-choice"]
     assert found.value == 1 / 1.5
-    assert found.verdict == AT_RISK
+    assert found.verdict == DEGRADED
     assert "choice, more" in found.number
 
 
@@ -279,7 +269,7 @@ def test_what_does_not_decide_is_not_judged() -> None:
     norm = Metric("choice", "acc_norm", "multiple-choice", 0.25)
     lines = judged({recall: (1, 0), norm: (1, 0), LENGTH: (9, 1), NDCG: (1, 1)})
     assert lines["retrieval"].verdict == SAFE
-    assert lines["multiple-choice"].verdict == lines["long-generation"].verdict == UNKNOWN
+    assert lines["multiple-choice"].verdict == lines["long-generation"].verdict == NOT_MEASURED
 
 
 def test_agreement_decides_where_no_score_does() -> None:
@@ -288,7 +278,7 @@ def test_agreement_decides_where_no_score_does() -> None:
     assert (found.verdict, found.value) == (BROKEN, pytest.approx((0.25 - 0.125) / 0.875))
     assert "search" in found.number
     assert found.reason == "left out: the dense model is at chance on search"
-    assert judged({OVERLAP: (1, 0.75)})["retrieval"].verdict == AT_RISK  # 0.71 of what is beyond chance
+    assert judged({OVERLAP: (1, 0.75)})["retrieval"].verdict == DEGRADED  # 0.71 of what is beyond chance
     assert judged({OVERLAP: (1, 0.875)})["retrieval"].verdict == SAFE
 
 
@@ -298,12 +288,12 @@ def test_agreement_decides_where_no_score_does() -> None:
 def test_a_dense_model_at_chance_is_not_measured() -> None:
     for metric, level in ((CHOICE, 0.25), (CHOICE, 0.125), (FACTS, 0.0), (NDCG, 0.125)):
         found = measured(metric, level, 1.0)
-        assert found.verdict == UNKNOWN
+        assert found.verdict == NOT_MEASURED
         assert found.reason == f"the dense model is at chance on {metric.task}"
         assert (found.value, found.number, found.source) == (None, "", "")
         above = level + 0.0625
         assert metric.chance is not None
-        assert measured(metric, above, above).verdict == (UNKNOWN if above < metric.chance else SAFE)
+        assert measured(metric, above, above).verdict == (NOT_MEASURED if above < metric.chance else SAFE)
 
 
 def test_an_interval_that_reaches_chance_is_at_chance() -> None:
@@ -312,7 +302,7 @@ def test_an_interval_that_reaches_chance_is_at_chance() -> None:
     (row,) = score_rows(dense, dense)
     assert row["dense"]["low"] < 0.25 < row["dense"]["mean"]
     assert row["at_chance"]
-    assert judge(dense, dense, [row])[1].verdict == UNKNOWN
+    assert judge(dense, dense, [row])[1].verdict == NOT_MEASURED
 
 
 def test_tasks_at_chance_are_left_out_of_their_class() -> None:
@@ -322,7 +312,7 @@ def test_tasks_at_chance_are_left_out_of_their_class() -> None:
     assert (found.verdict, found.value) == (SAFE, 1)
     assert found.reason == "left out: the dense model is at chance on also hard, hard"
     found = judged({hard: (0.25, 0), worse: (0.125, 0)})["multiple-choice"]
-    assert found.verdict == UNKNOWN
+    assert found.verdict == NOT_MEASURED
     assert found.reason == "the dense model is at chance on also hard, hard"
 
 
@@ -331,77 +321,68 @@ def test_costs_know_no_chance() -> None:
     assert (found.verdict, found.reason) == (SAFE, "")
 
 
-# --------------------------------------------------------------------------- predictions
+# --------------------------------------------------------------------------- undecided, not measured, stopped early
 
 
-def test_predictions_stand_where_nothing_was_measured() -> None:
-    lines = judged({FACTS: (1, 0)}, Thresholds(), comparison())
-    assert {use: line.source for use, line in lines.items()} == {
-        "retrieval": "",
-        "multiple-choice": "predicted",
-        "short-generation": "measured",
-        "long-generation": "predicted",
-    }
-    assert {use: line.verdict for use, line in lines.items()} == {
-        "retrieval": UNKNOWN,
-        "multiple-choice": SAFE,
-        "short-generation": BROKEN,
-        "long-generation": SAFE,
-    }
-    assert lines["retrieval"].reason == "no task of this class was run"
+def test_what_was_not_run_is_not_measured() -> None:
+    lines = judged({FACTS: (1, 0)}, Thresholds())
+    assert lines["short-generation"].source == "measured"
+    for use in set(USES) - {"short-generation"}:
+        assert lines[use] == Verdict(use, NOT_MEASURED, reason="no task of this class was run")
 
 
-def test_nothing_but_a_comparison() -> None:
-    lines = judged({}, Thresholds(), comparison())
-    assert [line.source for line in lines.values()] == ["", "predicted", "predicted", "predicted"]
-    assert [line.value for line in lines.values()] == [None, 399 / 400, 0.97, 0.05]
-    assert list(judged({}).values()) == [Verdict(use, UNKNOWN, reason="no task of this class was run") for use in USES]
+def test_undecided_says_how_many_more_items() -> None:
+    """80 % kept of 200 with a threshold of 75 %: twice as near, four times the items."""
+    found = from_row("kept", 0.8, 0.7, 0.9, QUARTERS)
+    line = judge([], [], [a_row(0.8, 0.7, 0.9, items=200)], QUARTERS)[0]
+    assert found.verdict == line.verdict == UNDECIDED
+    assert (line.used, line.there, line.more) == (200, 200, 600)
+    assert line.reason == "about 600 more items would decide"
+    line = judge([], [], [a_row(0.7, 0.6, 0.76, items=100)], QUARTERS)[0]
+    assert line.more == 44  # its upper end is 0.06 away, the threshold 0.05: 1.44 times as many
+    line = judge([], [], [a_row(0.75, 0.6, 0.9, items=100)], QUARTERS)[0]
+    assert (line.verdict, line.more) == (UNDECIDED, None)
+    assert "too close to the threshold" in line.reason
 
 
-def test_predictions_obey_the_thresholds() -> None:
-    def verdicts(**changed: Any) -> list[str]:
-        return [line.verdict for line in predict(comparison(**changed))[1:]]
-
-    def survival(low: float, high: float) -> dict[str, Any]:
-        return {"survival": {"8": {"value": (low + high) / 2, "low": low, "high": high}}}
-
-    assert verdicts() == [SAFE, SAFE, SAFE]
-    assert verdicts(options={"prompts": 400, "same_choice": 380}) == [AT_RISK, SAFE, SAFE]
-    assert verdicts(options={"prompts": 400, "same_choice": 200}) == [BROKEN, SAFE, SAFE]
-    assert verdicts(**survival(0.94, 0.99)) == [SAFE, AT_RISK, SAFE]
-    assert verdicts(**survival(0.5, 0.8)) == [SAFE, AT_RISK, SAFE]
-    assert verdicts(**survival(0.5, 0.79)) == [SAFE, BROKEN, SAFE]
-    assert verdicts(excess_nll={"mean": 0.1, "low": 0.05, "high": 0.11}) == [SAFE, SAFE, AT_RISK]
-    assert verdicts(excess_nll={"mean": 0.7, "low": 0.51, "high": 0.9}) == [SAFE, SAFE, BROKEN]
-    strict = predict(comparison(), Thresholds(safe=1, safe_nll=0.01))
-    assert [line.verdict for line in strict[1:]] == [AT_RISK] * 3
+def test_where_nothing_was_lost_the_bound_says_how_many_more() -> None:
+    sides = [scored(FACTS, *[1.0] * 36)]
+    (line,) = [line for line in judge(sides, sides, score_rows(sides, sides)) if line.value is not None]
+    assert (line.verdict, line.used, line.more) == (UNDECIDED, 36, 37)  # 73 in all
+    sides = [scored(FACTS, *[1.0] * 73)]
+    (line,) = [line for line in judge(sides, sides, score_rows(sides, sides)) if line.value is not None]
+    assert (line.verdict, line.more) == (SAFE, None)
 
 
-def test_too_little_to_predict_from() -> None:
-    few = {"prompts": MIN_OPTIONS - 1, "same_choice": MIN_OPTIONS - 1}
-    for options, count in ((None, 0), (few, MIN_OPTIONS - 1)):
-        found = predict(comparison(options=options))[1]
-        assert found.verdict == UNKNOWN
-        assert found.reason.startswith(f"{count} prompts with options")
-    enough = {"prompts": MIN_OPTIONS, "same_choice": MIN_OPTIONS}
-    assert predict(comparison(options=enough))[1].source == "predicted"
-    found = predict(comparison(survival={"1": {"value": 1.0, "low": 1.0, "high": 1.0}}))[2]
-    assert (found.verdict, found.source) == (UNKNOWN, "")
-    assert "8 tokens" in found.reason
-    lines = judged({}, Thresholds(), comparison(options=None))
-    assert (lines["multiple-choice"].verdict, lines["multiple-choice"].source) == (UNKNOWN, "")
+def test_few_texts_are_no_proof_of_an_excess() -> None:
+    sides = [scored(NLL, *[2.0] * 12)]
+    (line,) = [line for line in judge(sides, sides, score_rows(sides, sides), NATS) if line.value is not None]
+    assert (line.verdict, line.more) == (UNDECIDED, 8)
+    assert line.reason == "12 texts, safe needs at least 20"
 
 
-def test_wilson_is_scipys() -> None:
+def test_a_class_that_was_stopped_early_has_its_sequence() -> None:
+    limits = Thresholds()
+    early = Stopped(BROKEN, Interval(0.4, 0.2, 0.7), "of the dense score kept (facts)", limits.kept, 26, 224)
+    lines = judge([], [], [], limits, {"short-generation": early})
+    found = {line.use: line for line in lines}["short-generation"]
+    assert (found.verdict, found.value, found.low, found.high) == (BROKEN, 0.4, 0.2, 0.7)
+    assert (found.used, found.there, found.stopped_early, found.more) == (26, 224, True, None)
+    assert found.reason == "decided after 26 of 224 items"
+    assert found.rule == "safe ≥ 95 %, broken < 80 %"
+    assert {line.verdict for line in lines if line.use != "short-generation"} == {NOT_MEASURED}
+
+
+def test_the_exact_interval_is_scipys() -> None:
     from scipy.stats import binomtest
 
     for total in (1, 2, 8, 16, 100, 1000):
         for count in {0, 1, total // 3, total // 2, total - 1, total}:
-            expected = binomtest(count, total).proportion_ci(0.95, method="wilson")
-            found = wilson(count, total)
+            expected = binomtest(count, total).proportion_ci(0.95, method="exact")
+            found = exact_share(count, total)
             assert found.value == count / total
-            assert found.low == pytest.approx(expected.low, abs=1e-12)
-            assert found.high == pytest.approx(expected.high, abs=1e-12)
+            assert found.low == pytest.approx(expected.low, abs=1e-9)
+            assert found.high == pytest.approx(expected.high, abs=1e-9)
             assert 0 <= found.low <= found.high <= 1
 
 
@@ -473,7 +454,7 @@ def pairs(count: int, wrong: int) -> MetricScores:
 
 @pytest.mark.parametrize(
     ("count", "wrong", "expected"),
-    [(300, 0, SAFE), (300, 3, SAFE), (300, 150, BROKEN), (8, 0, AT_RISK), (71, 0, AT_RISK)],
+    [(300, 0, SAFE), (300, 3, SAFE), (300, 150, BROKEN), (8, 0, UNDECIDED), (71, 0, UNDECIDED)],
 )
 def test_a_score_by_another_aggregation_is_judged_by_itself(count: int, wrong: int, expected: str) -> None:
     from sklearn.metrics import matthews_corrcoef
@@ -486,7 +467,7 @@ def test_a_score_by_another_aggregation_is_judged_by_itself(count: int, wrong: i
     assert (found.verdict, found.value) == (expected, pytest.approx(whole))
     assert "pairs: mcc" in found.number
     if count < 72:
-        assert found.reason == f"{count} items, safe needs at least 72"
+        assert found.more == {8: 65, 71: 2}[count]  # 73 in all
 
 
 def test_scores_on_different_scales_are_not_added() -> None:
@@ -507,7 +488,7 @@ def test_a_mean_below_zero_has_no_share() -> None:
     (row,) = score_rows(sides, sides)
     assert (row["decides"], row["kept"], row["reason"]) == (None, None, "comet has values below 0")
     found = judge(sides, sides, [row])[2]
-    assert (found.verdict, found.reason) == (UNKNOWN, "translated: comet has values below 0")
+    assert (found.verdict, found.reason) == (NOT_MEASURED, "translated: comet has values below 0")
 
 
 def test_what_was_stored_stands_where_no_parts_were_kept() -> None:
@@ -523,11 +504,6 @@ def test_few_items_never_give_safe(count: int) -> None:
         sides = [scored(metric, *[1.0] * count)]
         found = [line.verdict for line in judge(sides, sides, score_rows(sides, sides)) if line.value is not None]
         assert SAFE not in found or (metric is NLL and count >= 20), metric
-    record = comparison(num_prompts=count, survival={"8": {"value": 1.0, "low": 1.0, "high": 1.0}})
-    record["options"] = {"prompts": count, "same_choice": count}
-    verdicts = [line.verdict for line in predict(record)]
-    assert verdicts[1:3] == [UNKNOWN if count < MIN_OPTIONS else AT_RISK, AT_RISK]
-    assert verdicts[3] == (SAFE if count >= 20 else AT_RISK)
 
 
 def test_many_equal_items_give_safe() -> None:
@@ -541,7 +517,7 @@ def test_neighbours_among_ten_passages_decide_nothing() -> None:
     for chance in (1.0, None):
         overlap = Metric("small", "overlap_at_10", "retrieval", chance, decides="agreement")
         found = judged({overlap: (1, 1)})["retrieval"]
-        assert (found.verdict, found.reason) == (UNKNOWN, "no score of small says what is kept")
+        assert (found.verdict, found.reason) == (NOT_MEASURED, "no score of small says what is kept")
 
 
 @pytest.mark.parametrize("count", [7, 9, 12, 14, 18, 24, 400])
@@ -549,5 +525,5 @@ def test_a_dense_model_that_scores_nothing_has_no_share(count: int) -> None:
     none, some = [0.0] * count, [1.0] + [0.0] * (count - 1)
     dense, own = [scored(FACTS, *none)], [scored(FACTS, *some)]
     found = {line.use: line for line in judge(dense, own, score_rows(dense, own))}["short-generation"]
-    assert (found.verdict, found.value) == (UNKNOWN, None)
+    assert (found.verdict, found.value) == (NOT_MEASURED, None)
     assert "facts" in found.reason

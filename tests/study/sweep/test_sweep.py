@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
@@ -30,11 +32,12 @@ from prunelens.report.pages.rerender import render_again
 from prunelens.report.pages.sweep import render_sweep
 from prunelens.results import Sweep
 from prunelens.study.compare.schemas import RUN
-from prunelens.study.evaluate.verdict import AT_RISK, BROKEN, SAFE, UNKNOWN
+from prunelens.study.evaluate.words import BROKEN, DEGRADED, NOT_MEASURED, SAFE, UNDECIDED
+from prunelens.study.forecast import read_forecast
 from prunelens.study.store import Run, read_run, write_run
 from prunelens.study.sweep.cells import CELL
 from prunelens.study.sweep.executors import EXECUTORS, Outcome, run_local
-from prunelens.study.sweep.forecasts import PREDICTIONS, alike, calibration, use_loss
+from prunelens.study.sweep.forecasts import PREDICTIONS, alike, calibration, fit_forecast, use_loss
 from prunelens.study.sweep.study_file import Cell
 from prunelens.study.sweep.sweep import SWEEP
 from prunelens.study.sweep.tables import CELL_NUMBERS, SCHEMAS, _kind, is_drop, is_mask
@@ -332,8 +335,8 @@ def test_another_threshold_judges_what_is_there(tiny: Path, tmp_path: Path, made
         for before, after in zip(*rows, strict=True):
             assert before["rule"] != after["rule"] or use == "short-generation"
             assert before["value"] == after["value"]
-            assert before["verdict"] == BROKEN
-            assert after["verdict"] in (SAFE, AT_RISK)  # a share of few items is at best at risk
+            assert before["verdict"] in (BROKEN, DEGRADED)
+            assert after["verdict"] in (SAFE, UNDECIDED)  # a share of few items is at best undecided
 
 
 def test_another_limit_asks_the_tasks_again(tiny: Path, tmp_path: Path, made: list[tuple[str, int]]) -> None:
@@ -352,7 +355,7 @@ def test_a_class_given_anew_shows_in_the_verdicts(tiny: Path, tmp_path: Path) ->
         found = sweep(document | {"evaluate": {"limit": 2, "long_tokens": 4}}, tmp_path / "sweep")
         assert set(found.tables["scores"]["use"].to_pylist()) == {use}
         verdicts = {row["use"]: row["verdict"] for row in found.tables["verdicts"].to_pylist()}
-        assert {other for other in USES if verdicts[other] != UNKNOWN} == {use}
+        assert {other for other in USES if verdicts[other] != NOT_MEASURED} == {use}
 
 
 def test_other_retrieval_data_under_the_same_name_are_other_cells(
@@ -537,7 +540,7 @@ def test_scores_and_verdicts_are_those_of_evaluate(tiny: Path, tmp_path: Path) -
         lines = [row for row in verdicts if row["recipe"] == record["compressed"]]
         assert [line["use"] for line in lines] == list(USES)
         assert [{key: line[key] for key in record["verdicts"][0]} for line in lines] == record["verdicts"]
-    assert {row["verdict"] for row in verdicts if row["use"] == "long-generation"} != {UNKNOWN}
+    assert {row["verdict"] for row in verdicts if row["use"] == "long-generation"} != {NOT_MEASURED}
     assert found.info["calibration"] == []  # nothing was compared, so nothing was predicted
 
 
@@ -609,11 +612,28 @@ def test_calibration_is_the_rank_correlation_over_all_cells() -> None:
         measured = [use_loss(rows, cell["key"], use) for cell in rows["cells"]]
         assert item["rho"] == pytest.approx(scipy.stats.spearmanr(predicted, measured).statistic, abs=1e-12)
         assert (item["n"], item["name"]) == (5, name)
+        assert -1 <= item["low"] < item["rho"] < item["high"] <= 1
         assert [point["predicted"] for point in item["points"]] == predicted
         assert [point["measured"] for point in item["points"]] == measured
         assert [point["recipe"] for point in item["points"]] == [cell["recipe"] for cell in rows["cells"]]
     assert found["multiple-choice", "kl"]["rho"] == pytest.approx(found["multiple-choice", "same_choice"]["rho"])
     assert 0 < abs(found["multiple-choice", "kl"]["rho"]) < 1
+
+
+def test_seeds_of_a_recipe_count_once_and_agreed_tokens_are_turned_round() -> None:
+    rows = hand_made()
+    for place, cell in enumerate(rows["cells"]):
+        cell["recipe"] = f"drop-mlp:{place // 2}"
+        cell["expected_agreed"] = -float(cell["excess_nll_predicted"])
+    found = {item["column"]: item for item in calibration(rows) if item["use"] == "long-generation"}
+    item = found["excess_nll_predicted"]
+    means = [
+        [statistics.mean(point[side] for point in item["points"][start : start + 2]) for start in (0, 2, 4)]
+        for side in ("predicted", "measured")
+    ]
+    assert item["rho"] == pytest.approx(scipy.stats.spearmanr(*means).statistic)
+    assert (item["n"], len(item["points"]), item["low"], item["high"]) == (3, 5, -1, 1)
+    assert found["expected_agreed"]["rho"] == pytest.approx(item["rho"])
 
 
 def test_calibration_leaves_out_what_is_not_there() -> None:
@@ -629,6 +649,54 @@ def test_calibration_leaves_out_what_is_not_there() -> None:
     (item,) = [item for item in calibration(rows) if item["column"] == "excess_nll_predicted"]
     assert (item["n"], item["rho"]) == (2, None)
     assert calibration(rows_of([], [])) == []
+
+
+def test_a_forecast_is_fitted_on_each_recipe_once(tmp_path: Path) -> None:
+    numbers = np.linspace(0.1, 2, 26)
+    cells, scores, compared = [], [], {}
+    for at, kl in enumerate(numbers):
+        for seed in (0, 1):
+            key = f"{at}-{seed}"
+            cells.append({"key": key, "recipe": f"recipe-{at}", "seed": seed})
+            loss = (at + 0.4 * seed) / 40
+            row = {"key": key, "use": "short-generation", "decides": "kept", "at_chance": False}
+            scores.append(row | {"dense": 0.5, "compressed": 0.5 * (1 - loss)})
+            compared[key] = Run(
+                {"prompts": pa.table({"token_ids": [[1, 2]]})},
+                {
+                    "dense": {"name": "tiny", "fingerprint": "abc"},
+                    "settings": {"max_new_tokens": 32, "temperature": 1.0, "chat_template": True},
+                    "summary": [
+                        {
+                            "kl": {"mean": float(kl + 0.02 * seed)},
+                            "tv": {"mean": 0.1},
+                            "survival": {},
+                            "excess_nll": {"mean": 0.2},
+                            "options": None,
+                        }
+                    ],
+                },
+            )
+    found = fit_forecast({"cells": cells, "scores": scores}, compared)
+    assert found is not None
+    (one,) = found["classes"]
+    assert (one["use"], one["predictor"], len(one["points"])) == ("short-generation", "kl", 26)
+    assert one["points"][3]["recipe"] == "recipe-3"
+    assert one["points"][3]["loss"] == pytest.approx(3.2 / 40)
+    assert one["points"][3]["predictors"]["kl"] == pytest.approx(numbers[3] + 0.01)
+    assert fit_forecast({"cells": cells, "scores": []}, compared) is None
+    assert fit_forecast({"cells": cells, "scores": scores}, {}) is None
+
+
+def test_a_sweep_of_few_recipes_withholds_its_forecasts(tiny: Path, tmp_path: Path) -> None:
+    found = sweep(study(tiny, "drop-mlp@0", "wanda:0.5", compare=QUICK, tasks=["core_long"]), tmp_path / "sweep")
+    written = read_forecast(tmp_path / "sweep")
+    assert written.model_dump() == found.info["forecast"]
+    assert written.fingerprint == found.info["dense"]["fingerprint"]
+    (one,) = written.classes
+    assert one.use == "long-generation"
+    assert "rests on 2 recipes" in one.withheld
+    assert [point.recipe for point in one.points] == ["drop-mlp@0", "wanda:0.5"]
 
 
 def test_loss_of_a_class() -> None:
@@ -748,7 +816,7 @@ def page_run(text: str) -> Run:
         row["recipe"] = f"{row['key']}{text}"
     for row in rows["scores"]:
         row |= {"recipe": f"{row['key']}{text}", "tie": True, "difference": row["difference"] / 1000}
-    line = {"use": "retrieval", "verdict": UNKNOWN, "number": text, "value": None, "low": None, "high": None}
+    line = {"use": "retrieval", "verdict": NOT_MEASURED, "number": text, "value": None, "low": None, "high": None}
     rows["verdicts"] = [
         {"key": row["key"], "recipe": row["recipe"], "seed": 0, **line, "rule": text, "source": text, "reason": text}
         for row in rows["cells"]

@@ -10,10 +10,12 @@ from torch import Tensor
 from prunelens.models.anatomy.hooks import decoder_of, run_decoder
 from prunelens.models.anatomy.proofs import UnprovedError, difference, is_close, tolerated, tolerating
 from prunelens.models.batches import ANY_LENGTH, Batching, pad_left, pad_right
-from prunelens.models.decoding import decode
+from prunelens.models.decoding import Rows, decode
 from prunelens.models.placement import input_device, is_out_of_memory
 
 NEW_TOKENS = 3
+MOVES = ((2, 0, 1, 1), (1, 3, 0))
+"""How three rows change places after their first tokens: one is doubled, and leaves again."""
 ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 0.2}
 """Shares by which states differ when the same tokens run in another shape: a rounded router may choose otherwise."""
 BESIDE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 0.1, torch.bfloat16: 0.1}
@@ -29,11 +31,15 @@ class Manner:
     Attributes:
         batching: which rows may share a batch.
         cached: whether its cache gives the states that a whole pass gives; else every token takes a whole pass.
+        moves: whether rows may leave a batch that is being written, and be repeated in it.
+        alike_up_to: tokens up to which the length of a text changes no position.
         notes: remarks for a reader of the results.
     """
 
     batching: Batching
     cached: bool
+    moves: bool
+    alike_up_to: int
     notes: tuple[str, ...]
 
 
@@ -53,7 +59,8 @@ def prove_manner(model: Any, ids: Tensor, alike_up_to: int | None, context_lengt
     text = ids[0].tolist()
     others_count = tolerated() > 0  # the whole batch decides how each of its numbers is rounded
     with tolerating(ROUNDING.get(model.dtype, 0.2)):
-        if not others_count and _all_agree(model, text[:3], text):
+        moves = not others_count and _all_agree(model, text[:3], text, moving=True)
+        if moves or (not others_count and _all_agree(model, text[:3], text, moving=False)):
             cached, together, reads, writes = True, True, True, True
         else:
             cached, whole, read = _prove_writing(model, text)
@@ -62,7 +69,7 @@ def prove_manner(model: Any, ids: Tensor, alike_up_to: int | None, context_lengt
             writes = together and _writes_beside(model, text[:3], text, cached)
     batching = Batching(limit if reads else 0, limit if writes else 0, together)
     reached = alike_up_to if context_length is None or limit < context_length else None
-    return Manner(batching, cached, tuple(_notes(batching, cached, reached)))
+    return Manner(batching, cached, moves, limit, tuple(_notes(batching, cached, reached)))
 
 
 def _notes(batching: Batching, cached: bool, alike_up_to: int | None) -> Iterator[str]:
@@ -81,19 +88,20 @@ def _notes(batching: Batching, cached: bool, alike_up_to: int | None) -> Iterato
         )
 
 
-def _all_agree(model: Any, short: list[int], long: list[int]) -> bool:
+def _all_agree(model: Any, short: list[int], long: list[int], moving: bool) -> bool:
     """Whether all ways give the same states, so that nothing more need be tried.
 
-    Prompts are continued side by side, padded on the left; what was written is read side by side, padded on the
-    right; and the longer text is read alone.
+    Prompts are continued side by side, padded on the left, and where they move they change places and one of them is
+    there twice for a step; what was written is read side by side, padded on the right; and the longer text is read
+    alone.
     """
     try:
-        written, states = _decode(model, [short, long, short], cached=True)
+        written, states = _decode(model, [short, long, short], cached=True, moves=MOVES if moving else ())
     except Exception as fault:  # a family's own code may raise anything
         if is_out_of_memory(fault):
             raise
         return False
-    texts = [[*prompt, *row[:-1]] for prompt, row in zip((short, long, short), written.tolist(), strict=True)]
+    texts = [[*prompt, *row[:-1]] for prompt, row in zip((short, long, short), written, strict=True)]
     alone = _read(model, texts[1])
     ids, _ = pad_right(texts, alone.device)
     read = run_decoder(decoder_of(model), ids)
@@ -116,7 +124,7 @@ def _prove_writing(model: Any, prompt: list[int]) -> tuple[bool, list[int], Tens
                 raise
             found = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
             continue
-        whole = [*prompt, *written[0, :-1].tolist()]
+        whole = [*prompt, *written[0][:-1]]
         read = _read(model, whole)
         if is_close(states[0], read[-NEW_TOKENS:]):
             return cached, whole, read
@@ -129,11 +137,37 @@ def _read(model: Any, text: list[int]) -> Tensor:
     return run_decoder(decoder_of(model), torch.tensor([text], device=input_device(model)))[0]
 
 
-def _decode(model: Any, prompts: list[list[int]], cached: bool) -> tuple[Tensor, Tensor]:
+class _Greedy:
+    """Writes the most likely tokens of three rows, and lets them move after each step."""
+
+    def __init__(self, prompts: int, moves: Sequence[Rows]) -> None:
+        self._order = list(range(prompts))
+        self._moves = moves
+        self.tokens: list[list[int]] = [[] for _ in self._order]
+        self.states: list[list[Tensor]] = [[] for _ in self._order]
+
+    def choose(self, states: Tensor, logits: Tensor) -> tuple[Tensor, Rows | None]:
+        tokens = logits.argmax(-1)
+        for row in range(len(self.tokens)):
+            place = self._order.index(row)
+            self.tokens[row].append(int(tokens[place]))
+            self.states[row].append(states[place].clone())
+        step = len(self.tokens[0])
+        if step > len(self._moves):
+            return tokens, None
+        self._order = [self._order[place] for place in self._moves[step - 1]]
+        return tokens, self._moves[step - 1]
+
+
+def _decode(
+    model: Any, prompts: list[list[int]], cached: bool, moves: Sequence[Rows] = ()
+) -> tuple[list[list[int]], Tensor]:
     pad = prompts[0][-1]  # the token for padding may be all zeros
     ids, mask = pad_left(prompts, pad, input_device(model))
     ids[0, mask[0] == 0] = pad - 1 if pad else 1
-    return decode(model, ids, mask, NEW_TOKENS, [], cached=cached)
+    writer = _Greedy(len(prompts), moves)
+    decode(model, ids, mask, NEW_TOKENS, writer, cached)
+    return writer.tokens, torch.stack([torch.stack(states) for states in writer.states])
 
 
 def _reads_beside(model: Any, text: list[int], other: list[int], expected: Tensor) -> bool:
@@ -160,7 +194,7 @@ def _writes_beside(model: Any, short: list[int], long: list[int], cached: bool) 
         if is_out_of_memory(fault):
             raise
         return False
-    texts = [[*prompt, *row[:-1]] for prompt, row in zip((short, long, short), written.tolist(), strict=True)]
+    texts = [[*prompt, *row[:-1]] for prompt, row in zip((short, long, short), written, strict=True)]
     return texts[0] == texts[2] and _padding_is_nothing(
         model.dtype, states, [_read(model, text)[-NEW_TOKENS:] for text in texts]
     )

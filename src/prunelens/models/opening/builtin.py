@@ -12,6 +12,7 @@ from pathlib import Path
 from prunelens.cache import cache_dir, scratch_folder
 from prunelens.errors import PrunelensError
 from prunelens.files import new_folder, reserved
+from prunelens.models.opening.remembered import remembered
 
 BUILTIN = "smollm2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -40,9 +41,7 @@ def converted(gguf: Path) -> Path:
     Raises:
         PrunelensError: a damaged file, or no place for the result anywhere.
     """
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    name = f"{BUILTIN}-{digest}"
+    name = f"{BUILTIN}-{remembered('packaged', [gguf], '', lambda: _hash(gguf))[:16]}"
     with _turn:
         if name in _elsewhere:
             return _elsewhere[name]
@@ -64,6 +63,11 @@ def about_place(folder: Path) -> list[str]:
         f"{BUILTIN} was converted into a temporary folder, since {cache_dir()} cannot be written; "
         "set PRUNELENS_CACHE to a folder where it can be kept"
     ]
+
+
+def _hash(gguf: Path) -> str:
+    with gguf.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _FasterError(Exception):

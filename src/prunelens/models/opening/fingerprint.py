@@ -2,41 +2,70 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prunelens.cache import cache_dir, write_whole
 from prunelens.models.opening.checkpoint import check_files, weight_files
+from prunelens.models.opening.remembered import remembered
 from prunelens.models.opening.sources import resolve_name
 
 VOLATILE = ("_name_or_path", "_model_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
-def fingerprint_files(files: list[Path], config: dict[str, Any]) -> str:
+def fingerprint_files(files: list[Path], config: dict[str, Any], is_stopped: Callable[[], bool] = lambda: False) -> str:
     """Fingerprint of a checkpoint from its safetensors or GGUF files, however they are sharded.
 
-    The hash of a file set is remembered by the files' identity (path, size, time, inode), so that reading
-    them again is free.
+    Args:
+        files: all files with weights.
+        config: the configuration.
+        is_stopped: asked before each tensor; where it says so, the work ends with `StoppedError`.
     """
-    identity = json.dumps([_identity(path) for path in files] + [_canonical(config)])
-    key = hashlib.sha256(identity.encode()).hexdigest()
-    remembered = cache_dir() / "fingerprints" / key
-    with suppress(OSError, ValueError):  # none there, no rights, or a damaged one
-        known = remembered.read_text(encoding="ascii").strip()
-        if re.fullmatch("[0-9a-f]{64}", known):
-            return known
-    digest = _start(config)
-    for tensor in sorted(_tensors(files), key=lambda tensor: tensor[0]):
-        _add(digest, *tensor)
-    fingerprint = digest.hexdigest()
-    try:
-        write_whole(remembered, fingerprint)
-    except OSError:  # a read-only cache costs time, nothing else
-        return fingerprint
-    return fingerprint
+
+    def made() -> str:
+        digest = _start(config)
+        for tensor in sorted(_tensors(files), key=lambda tensor: tensor[0]):
+            if is_stopped():
+                raise StoppedError
+            _add(digest, *tensor)
+        return str(digest.hexdigest())
+
+    return remembered("fingerprints", files, _canonical(config), made)
+
+
+class StoppedError(Exception):
+    """Nobody waits for the fingerprint any more."""
+
+
+@contextmanager
+def fingerprinting(files: list[Path], config: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], str]]:
+    """Make the fingerprint while the body loads the same files, so that the disk gives them once.
+
+    Args:
+        files: all files with weights.
+        config: the configuration as it is known before loading.
+
+    Yields:
+        A function from the configuration of the network that was loaded to `fingerprint_files` of it. Only where
+        loading has changed the configuration are the files hashed again.
+    """
+    left = threading.Event()
+    with ThreadPoolExecutor(1, "prunelens fingerprint") as pool:
+        early = pool.submit(fingerprint_files, files, config, left.is_set)
+
+        def finished(final: dict[str, Any]) -> str:
+            if _canonical(final) == _canonical(config):
+                return early.result()
+            left.set()
+            return fingerprint_files(files, final)
+
+        try:
+            yield finished
+        finally:
+            left.set()
 
 
 def fingerprint_model(model: Any) -> str:
@@ -64,11 +93,6 @@ def code_of(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     if not config.get("auto_map"):
         return {}
     return {"code": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(path.glob("*.py"))}}
-
-
-def _identity(path: Path) -> list[Any]:
-    status = path.resolve().stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def _canonical(config: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from prunelens.models.opening.claims import (
     check_token_ids,
     made_without_numbers,
 )
-from prunelens.models.opening.fingerprint import code_of, fingerprint_files
+from prunelens.models.opening.fingerprint import code_of, fingerprinting
 from prunelens.models.opening.ignored import ignored_code, ignored_weights, listed
 from prunelens.models.opening.json_files import read_object
 from prunelens.models.opening.quantized import check_method, leave_plain, method_of, plain_modules, settle
@@ -71,8 +71,10 @@ def open_checkpoint(path: Path, dtype: torch.dtype, trust_remote_code: bool, pla
     tensors = stored_in(file for file in files if file.name != REPAIRS)
     config = _checked_config(path, trust_remote_code, tensors)
     stored = next((one.dtype for one in _both(config) if isinstance(one.dtype, torch.dtype)), None)
-    network, found, notes = _read(path, config, dtype, trust_remote_code, placement, tensors)
-    check_complete(found, path)
+    with fingerprinting(files, config.to_dict() | code_of(path, values)) as fingerprint_of:
+        network, found, notes = _read(path, config, dtype, trust_remote_code, placement, tensors)
+        check_complete(found, path)
+        fingerprint = fingerprint_of(network.config.to_dict() | code_of(path, values))
     unread = unread_tensors(found, network, tensors)
     names = sorted({*map(str, found["unexpected_keys"]), *(tensor.name for tensor in unread)})
     if names:
@@ -81,7 +83,7 @@ def open_checkpoint(path: Path, dtype: torch.dtype, trust_remote_code: bool, pla
     return Opened(
         network,
         _tokenizer(path, trust_remote_code),
-        fingerprint_files(files, network.config.to_dict() | code_of(path, values)),
+        fingerprint,
         stored_bytes(files) - sum(tensor.num_bytes for tensor in unread),
         notes,
         stored,

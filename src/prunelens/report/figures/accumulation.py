@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from prunelens.metrics.survival import ratio_interval
+from prunelens.metrics.intervals import ratio_interval
 from prunelens.report.figures.curves import STEP, stacked
 from prunelens.report.figures.drawing import (
     GRID,
@@ -85,8 +85,8 @@ def _prompt_traces(steps: np.ndarray, both: np.ndarray, same: np.ndarray, style:
 
 def _paired(steps: pa.Table, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """KL read, KL run freely and whether contexts differ, (prompts, steps), where both texts go on."""
-    forced_rows = rows_of(steps, compressed=label, trace="greedy")
-    free_rows = rows_of(steps, compressed=label, trace="free")
+    names = ("prompt_id", KL, "contexts_differ")
+    forced_rows, free_rows = (rows_of(steps, names, compressed=label, trace=trace) for trace in ("greedy", "free"))
     forced = dict(by_prompt(forced_rows, KL))
     free = {key: values for key, *values in by_prompt(free_rows, KL, "contexts_differ")}
     keys = [key for key in free if key in forced]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prunelens.metrics.survival import ratio_interval
+from prunelens.metrics.intervals import ratio_interval
 from prunelens.report.figures.attribution_words import REST, sentences
 from prunelens.report.figures.drawing import INK, MUTED, Figure, Key, Look, Panel, draw, log_axis, look, positive
 from prunelens.report.figures.layers import KL, block_axis, kind_name, num_blocks, place_name

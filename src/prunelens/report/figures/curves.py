@@ -56,8 +56,8 @@ def stacked(series: list[np.ndarray]) -> np.ndarray:
 def deviation_figure(run: Run, index: int) -> Figure:
     """1 - cosine in the three spaces over the steps of the greedy texts, quantiles over prompts (H1, Z1, Z2, P1)."""
     label = run.info["compressed"][index]["label"]
-    rows = rows_of(run.tables["steps"], compressed=label, trace="greedy")
     names = [*(name for _, name in SPACES), "logit_cosine_centered"]
+    rows = rows_of(run.tables["steps"], ("prompt_id", *names), compressed=label, trace="greedy")
     found = {name: 1 - step_matrix(rows, name) for name in names}
     limits, style = _limits(found), look(index, label)
     yaxis = log_axis("1 − cosine (no unit)", *limits)

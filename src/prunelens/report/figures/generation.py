@@ -87,7 +87,8 @@ def survival_figure(run: Run, index: int) -> Figure:
         (Panel("", draw(traces, _survival_layout(len(n))), height=420),),
         (
             "The bound and S(n) are estimated from the same sampled texts, so with few prompts noise may make them "
-            "cross; the measured curves are shares of prompts and move in steps.",
+            "cross; the measured curves are shares of prompts and move in steps. Texts are written from the forecast "
+            "divergence on, so the thin line may lie above the crosses, where rounding decides a tie, but not below.",
         ),
         index,
     )

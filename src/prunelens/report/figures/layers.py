@@ -41,11 +41,13 @@ class Traced:
 
     def kinds(self) -> list[str]:
         """The kinds of sublayer there are, in the order they have in a block."""
-        return sorted(set(self.kind.tolist()))
+        return np.unique(self.kind).tolist()
 
     def places(self) -> list[Place]:
         """Every sublayer, from the first to the last."""
-        return sorted(set(zip(self.block.tolist(), self.kind.tolist(), strict=True)))
+        kinds = self.kinds()
+        codes = np.unique(self.block.astype(np.int64) * len(kinds) + np.searchsorted(kinds, self.kind))
+        return [(int(code) // len(kinds), kinds[int(code) % len(kinds)]) for code in codes]
 
 
 def traced(run: Run, compressed: str, trace: str, lens: str) -> Traced:
@@ -56,10 +58,18 @@ def traced(run: Run, compressed: str, trace: str, lens: str) -> Traced:
     rows: pa.Table = run.tables["layers"].select([*keys, *names]).filter(wanted)
     return Traced(
         rows["layer_idx"].to_numpy(),
-        np.array(rows["sublayer"].to_pylist(), dtype=str),
+        _words(rows["sublayer"]),
         rows["step"].to_numpy(),
         {name: column(rows, name) for name in names},
     )
+
+
+def _words(values: pa.ChunkedArray) -> np.ndarray:
+    """A column of few words as an array of strings, without a Python object a row."""
+    if not len(values):
+        return np.zeros(0, dtype=str)
+    coded = values.combine_chunks().dictionary_encode()
+    return np.array(coded.dictionary.to_pylist(), dtype=str)[coded.indices.to_numpy()]
 
 
 def lens_of(run: Run) -> str:

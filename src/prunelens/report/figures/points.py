@@ -1,4 +1,4 @@
-"""Point clouds: estimate against truth, and the options against the whole vocabulary."""
+"""Estimate against truth at every step: points, and quantiles where there are too many."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prunelens.report.figures.curves import QUANTILES
 from prunelens.report.figures.drawing import (
     INK,
     MUTED,
@@ -13,7 +14,9 @@ from prunelens.report.figures.drawing import (
     Key,
     Look,
     Panel,
+    band,
     draw,
+    line,
     log_axis,
     look,
     plot_text,
@@ -26,6 +29,15 @@ from prunelens.study.store import Run
 TRUSTED = 0.3
 """Largest |κ₃|/(3Tκ₂) at which the second order is trusted (T3+)."""
 MAX_POINTS = 1500
+READ = (
+    *("prompt_id", "trace", "step", "trust", "kl_dense_compressed", "prob_cosine"),
+    *("prob_deviation_estimate", "kl_estimate", "kl_estimate_third"),
+)
+"""The columns of `steps` that are drawn."""
+BINNED_FROM, BINNED_POINTS = 20_000, 300
+"""Steps above which quantiles of the estimate stand for them, and how many points are drawn all the same."""
+NUM_BINS, SMALLEST_BIN = 24, 20
+"""Bins of the truth, equally wide on a logarithmic axis, and the steps below which one is left out."""
 
 
 @dataclass(frozen=True)
@@ -37,27 +49,37 @@ class _Cloud:
     truth: np.ndarray
     estimate: np.ndarray
     trusted: np.ndarray
-    names: list[str]
+    rows: pa.Table
 
     @property
     def shown(self) -> np.ndarray:
         """Which steps can stand on logarithmic axes."""
         return (self.truth > 0) & (self.estimate > 0)
 
+    @property
+    def is_binned(self) -> bool:
+        """Whether there are too many steps for points."""
+        return int(self.shown.sum()) > BINNED_FROM
+
+    def names(self, rows: np.ndarray) -> list[str]:
+        """Where these steps stand."""
+        found = self.rows.select(["prompt_id", "trace", "step"]).take(rows).to_pydict().values()
+        return [f"{plot_text(key, 32)}, {trace}, step {step}" for key, trace, step in zip(*found, strict=True)]
+
 
 def estimates_figure(run: Run, index: int) -> Figure:
     """T2, T3 and T3+ against what they estimate, over greedy and sampled steps."""
     label = run.info["compressed"][index]["label"]
-    rows = rows_of(run.tables["steps"], compressed=label)
-    rows = pa.concat_tables([rows_of(rows, trace=trace) for trace in ("greedy", "sampled")])
+    steps = run.tables["steps"]
+    rows = pa.concat_tables([rows_of(steps, READ, compressed=label, trace=trace) for trace in ("greedy", "sampled")])
     clouds, style = _clouds(rows), look(index, label)
     drawn = [_drawn(cloud) for cloud in clouds]
-    chosen = [shown for shown, _ in drawn]
+    chosen, binned = [shown for shown, _ in drawn], any(cloud.is_binned for cloud in clouds)
     panels = [_cloud_panel(cloud, rows_shown, clouds, style) for cloud, rows_shown in zip(clouds, chosen, strict=True)]
     return Figure(
         "Estimate against truth, step by step",
         "A point on the diagonal is an exact estimate and one below it an estimate that is too small; dots are steps "
-        "where the second order is trusted, crosses are not.",
+        f"where the second order is trusted, crosses are not.{' Curve and bands are of all steps.' if binned else ''}",
         tuple(panels),
         tuple(f"{cloud.title}: {_ratios(cloud)} {note}" for cloud, (_, note) in zip(clouds, drawn, strict=True)),
         index,
@@ -65,6 +87,7 @@ def estimates_figure(run: Run, index: int) -> Figure:
             Key("dot", style.colour, f"trusted, |κ₃|/(3Tκ₂) ≤ {TRUSTED}"),
             Key("cross", "var(--muted)", "not trusted"),
             Key("line", "var(--ink)", "estimate = truth"),
+            *(_band_keys(style) if binned else ()),
         ),
         across=3,
     )
@@ -72,18 +95,13 @@ def estimates_figure(run: Run, index: int) -> Figure:
 
 def _clouds(rows: pa.Table) -> list[_Cloud]:
     trusted = column(rows, "trust") <= TRUSTED
-    keys = ("prompt_id", "trace", "step")
-    columns = [rows[key].to_pylist() for key in keys]
-    names = [f"{plot_text(key, 32)}, {trace}, step {step}" for key, trace, step in zip(*columns, strict=True)]
     kl = column(rows, "kl_dense_compressed")
     found = (
         ("T2", "1 − cos(p, p′), no unit", 1 - column(rows, "prob_cosine"), "prob_deviation_estimate"),
         ("T3", "KL, nats", kl, "kl_estimate"),
         ("T3+", "KL, nats", kl, "kl_estimate_third"),
     )
-    return [
-        _Cloud(title, quantity, truth, column(rows, name), trusted, names) for title, quantity, truth, name in found
-    ]
+    return [_Cloud(title, quantity, truth, column(rows, name), trusted, rows) for title, quantity, truth, name in found]
 
 
 def _drawn(cloud: _Cloud) -> tuple[np.ndarray, str]:
@@ -96,9 +114,10 @@ def _drawn(cloud: _Cloud) -> tuple[np.ndarray, str]:
         notes.append(f"{negative:,} step{'s' if negative > 1 else ''} with an estimate below 0 left out")
     if total - negative - len(shown):
         notes.append(f"{total - negative - len(shown):,} steps with a 0 are left out")
-    if len(shown) > MAX_POINTS:
-        notes.append(f"{MAX_POINTS:,} of {len(shown):,} points are drawn, chosen at random with a fixed seed")
-        shown = np.sort(np.random.default_rng(0).permutation(shown)[:MAX_POINTS])
+    most = BINNED_POINTS if cloud.is_binned else MAX_POINTS
+    if len(shown) > most:
+        notes.append(f"{most:,} of {len(shown):,} points are drawn, chosen at random with a fixed seed")
+        shown = some(shown, most)
     return shown, "; ".join(notes).capitalize() + "." if notes else ""
 
 
@@ -129,8 +148,10 @@ def _cloud_panel(cloud: _Cloud, shown: np.ndarray, clouds: list[_Cloud], style: 
         _points(
             cloud, shown[cloud.trusted[shown]], "trusted", {"symbol": "circle", "size": 5, "color": style.faded(0.6)}
         ),
-        _diagonal(low, high, "estimate = truth"),
+        diagonal(low, high, "estimate = truth"),
     ]
+    if cloud.is_binned:
+        traces = _bands(cloud, style) + traces
     layout = {
         "xaxis": log_axis(f"truth: {cloud.quantity}", low, high),
         "yaxis": log_axis("estimate", low, high),
@@ -139,20 +160,60 @@ def _cloud_panel(cloud: _Cloud, shown: np.ndarray, clouds: list[_Cloud], style: 
     return Panel(title, draw(traces, layout), height=340)
 
 
+def some(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, in their order, chosen at random with a fixed seed."""
+    return np.sort(np.random.default_rng(0).permutation(rows)[:most])
+
+
+def binned_quantiles(truth: np.ndarray, estimate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(bins,) middles of bins of the truth, and (5, bins) quantiles of the estimate in each.
+
+    Args:
+        truth: (n,) above 0.
+        estimate: (n,).
+    """
+    edges = np.geomspace(truth.min(), truth.max(), NUM_BINS + 1)
+    places = np.clip(np.searchsorted(edges, truth, side="right") - 1, 0, NUM_BINS - 1)
+    filled = np.nonzero(np.bincount(places, minlength=NUM_BINS) >= SMALLEST_BIN)[0]
+    order = np.argsort(places, kind="stable")
+    starts = np.searchsorted(places[order], np.arange(NUM_BINS + 1))
+    groups = [estimate[order[starts[place] : starts[place + 1]]] for place in filled]
+    quantiles = np.array([np.quantile(group, QUANTILES) for group in groups]).reshape(len(groups), len(QUANTILES))
+    return np.sqrt(edges[filled] * edges[filled + 1]), quantiles.T
+
+
+def _band_keys(style: Look) -> tuple[Key, ...]:
+    return (
+        Key("line", style.colour, "median of the estimate"),
+        Key("band", style.faded(0.42), "25 to 75 %"),
+        Key("band", style.faded(0.16), "5 to 95 %"),
+    )
+
+
+def _bands(cloud: _Cloud, style: Look) -> list[dict[str, Any]]:
+    middles, (p05, p25, p50, p75, p95) = binned_quantiles(cloud.truth[cloud.shown], cloud.estimate[cloud.shown])
+    return [
+        band(middles, p05, p95, style.faded(0.16), "5–95 %"),
+        band(middles, p25, p75, style.faded(0.32), "25–75 %"),
+        line(middles, p50, "median", style.colour, hovertemplate="truth %{x:.3g}<br>median estimate %{y:.3g}"),
+    ]
+
+
 def _points(cloud: _Cloud, rows: np.ndarray, name: str, marker: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers",
         "x": cloud.truth[rows].astype(np.float32),
         "y": cloud.estimate[rows].astype(np.float32),
-        "text": [cloud.names[row] for row in rows],
+        "text": cloud.names(rows),
         "name": name,
         "marker": marker,
         "hovertemplate": "%{text}<br>truth %{x:.3g}<br>estimate %{y:.3g}",
     }
 
 
-def _diagonal(low: float, high: float, name: str) -> dict[str, Any]:
+def diagonal(low: float, high: float, name: str) -> dict[str, Any]:
+    """The line on which both axes have the same value."""
     ends = np.array([low / 10, high * 10])
     return {
         "type": "scatter",
@@ -162,97 +223,4 @@ def _diagonal(low: float, high: float, name: str) -> dict[str, Any]:
         "name": name,
         "line": {"color": INK, "width": 1.2},
         "hoverinfo": "skip",
-    }
-
-
-@dataclass(frozen=True)
-class OptionsRow:
-    """What the restriction to the options did for one compressed model."""
-
-    model: int
-    prompts: int
-    kl_vocabulary: str
-    kl_options: str
-    top1_vocabulary: str
-    top1_options: str
-
-
-def _paired_ends(run: Run, label: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """(prompt_id, row over the vocabulary, row over the options) for prompts that have both."""
-    rows = rows_of(run.tables["prompt_end"], compressed=label).to_pylist()
-    by_space: dict[str, dict[str, dict[str, Any]]] = {"vocabulary": {}, "options": {}}
-    for row in rows:
-        by_space.setdefault(row["space"], {})[row["prompt_id"]] = row
-    whole, options = by_space["vocabulary"], by_space["options"]
-    return [(key, whole[key], options[key]) for key in options if key in whole]
-
-
-def options_rows(run: Run) -> list[OptionsRow]:
-    """One row per compressed model that was asked anything with options (L5, C1)."""
-    found = []
-    for index, record in enumerate(run.info["compressed"]):
-        pairs = _paired_ends(run, record["label"])
-        if pairs:
-            found.append(_options_row(index, pairs))
-    return found
-
-
-def _options_row(index: int, pairs: list[tuple[str, dict[str, Any], dict[str, Any]]]) -> OptionsRow:
-    sides = [[pair[1] for pair in pairs], [pair[2] for pair in pairs]]
-    kl = [number(float(np.mean([row["kl_dense_compressed"] for row in rows]))) for rows in sides]
-    same = [f"{sum(bool(row['same_top1']) for row in rows)} of {len(rows)}" for rows in sides]
-    return OptionsRow(index, len(pairs), kl[0], kl[1], same[0], same[1])
-
-
-def options_figure(run: Run) -> Figure | None:
-    """KL over the vocabulary against KL over the option tokens, one point per prompt; None without options."""
-    found = [(index, _paired_ends(run, record["label"])) for index, record in enumerate(run.info["compressed"])]
-    pairs = [(index, *pair) for index, several in found for pair in several]
-    if not pairs:
-        return None
-    values = np.array([[row["kl_dense_compressed"] for row in pair[2:]] for pair in pairs])
-    kept = np.asarray((values > 0).all(axis=1))
-    note = f"{int((~kept).sum())} of {len(kept)} points with a KL of 0 are left out." if not kept.all() else ""
-    return Figure(
-        "The same step over the whole vocabulary and over the options alone",
-        "Each point is one prompt; below the diagonal the choice among the options moved less than the whole "
-        "distribution did, and a hollow point is a prompt whose chosen option changed.",
-        (_options_panel(run, pairs, values, kept),),
-        (note,),
-    )
-
-
-def _options_panel(run: Run, pairs: list[Any], values: np.ndarray, kept: np.ndarray) -> Panel:
-    if not kept.any():
-        return Panel("", empty="Every KL is exactly 0: both models agree.")
-    low, high = float(values[kept].min()), float(values[kept].max())
-    traces = [_diagonal(low, high, "equal KL")]
-    owners = np.array([pair[0] for pair in pairs])
-    for index, record in enumerate(run.info["compressed"]):
-        rows = np.nonzero(kept & (owners == index))[0]
-        if len(rows):
-            traces.append(_option_points(look(index, record["label"]), [pairs[row] for row in rows], values[rows]))
-    layout = {
-        "xaxis": log_axis("KL over the vocabulary, nats", low, high),
-        "yaxis": log_axis("KL over the options, nats", low, high),
-    }
-    return Panel("", draw(traces, layout), height=400)
-
-
-def _option_points(style: Look, pairs: list[Any], values: np.ndarray) -> dict[str, Any]:
-    open_or_filled = ["" if pair[3]["same_top1"] else "-open" for pair in pairs]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": values[:, 0],
-        "y": values[:, 1],
-        "text": [plot_text(pair[1], 32) for pair in pairs],
-        "name": style.name,
-        "marker": {
-            "symbol": [style.symbol + ending for ending in open_or_filled],
-            "size": 10,
-            "color": style.colour,
-            "line": {"width": 1.5, "color": style.colour},
-        },
-        "hovertemplate": "%{text}<br>vocabulary %{x:.3g} nats<br>options %{y:.3g} nats",
     }

@@ -1,6 +1,6 @@
 """The page of advice: the recipe, what it breaks, what it was held against, and the path of the search."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -10,6 +10,7 @@ from prunelens.report.pages.environment import THEME
 from prunelens.report.pages.evaluate import task_environment
 from prunelens.report.pages.payload import script_json
 from prunelens.report.wording import number, percent, shorten
+from prunelens.study.evaluate.words import BROKEN, DEGRADED, ORDER, SAFE, UNDECIDED
 from prunelens.study.store import Run
 
 Row = Mapping[str, Any]
@@ -78,11 +79,16 @@ def sentences(info: Row) -> list[str]:
             f"Runner-up: {runner_up['recipe']}, {percent(runner_up['bytes_saved'])} of the bytes saved, "
             f"{percent(runner_up['zeros'])} zeros, {runner_up['number']}."
         )
-    broken = [line["use"] for line in info["verdicts"] if line["verdict"] == "broken"]
-    risky = [line["use"] for line in info["verdicts"] if line["verdict"] == "at risk"]
-    breaks, risks = ", ".join(broken) or "nothing that was measured", ", ".join(risky) or "none"
-    found.append(f"It breaks: {breaks}; at risk: {risks}.")
+    found.append(_costs(info["verdicts"]))
     return found
+
+
+def _costs(verdicts: Sequence[Row]) -> str:
+    """What it breaks, degrades and leaves undecided, and which uses it keeps."""
+    uses = {word: ", ".join(line["use"] for line in verdicts if line["verdict"] == word) for word in ORDER}
+    broken = uses[BROKEN] or "nothing that was measured"
+    others = [f"{word}: {uses[word]}" for word in (DEGRADED, UNDECIDED, SAFE) if uses[word]]
+    return f"It breaks: {'; '.join([broken, *others])}."
 
 
 def _on_held_out(info: Row) -> list[str]:

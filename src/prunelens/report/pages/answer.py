@@ -213,7 +213,7 @@ def checks(record: Record) -> str:
 def _greedy_check(found: Record) -> str:
     ties, unexplained = found["ties"], found["unexplained"]
     agree = found["prompts"] - len(ties) - len(unexplained)
-    text = f"Greedy agreement forecast from one pass equals the free run on {agree} of {found['prompts']} prompts"
+    text = f"Writing diverges at the token at which reading forecasts it on {agree} of {found['prompts']} prompts"
     if not ties and not unexplained:
         return f"{text}."
     where = ", ".join(f"{item['prompt_id']} at token {item['step']}" for item in unexplained)
@@ -225,6 +225,6 @@ def _coupling_check(found: Record) -> str:
     predicted = found["predicted"]
     inside = predicted["low"] <= found["measured"] <= predicted["high"]
     return (
-        f"Coupling run: {number(found['measured'])} agreed tokens measured, {number(predicted['mean'])} "
+        f"Simulated couplings: {number(found['measured'])} agreed tokens drawn, {number(predicted['mean'])} "
         f"{interval(predicted)} predicted, {'inside' if inside else 'outside'} the interval."
     )

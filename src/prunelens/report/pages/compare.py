@@ -5,11 +5,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from prunelens.report.figures import accumulation, attribution, curves, depth, generation, local, noise, points
+from prunelens.report.figures import accumulation, attribution, curves, depth, generation, local, noise, options, points
 from prunelens.report.figures.drawing import COLOURS, Figure
 from prunelens.report.pages import answer, details, draft
 from prunelens.report.pages.environment import THEME, environment
-from prunelens.report.pages.payload import KL_EDGES, script_json, texts_payload
+from prunelens.report.pages.payload import KL_EDGES, Texts, script_json
 from prunelens.report.wording import shorten
 from prunelens.study.compare.summary import by_damage_per_byte
 from prunelens.study.store import Run
@@ -31,12 +31,14 @@ def render_page(run: Run) -> str:
     """The whole page: one HTML file that needs no network, no tokenizer and no model."""
     from plotly.offline import get_plotlyjs
 
+    texts = Texts(run)
     return (
         environment()
         .get_template("page.html")
         .render(
             plotly=Markup(get_plotlyjs()),
-            texts=Markup(script_json(texts_payload(run))),
+            texts=Markup(script_json(texts.index())),
+            pieces=map(Markup, texts.pieces()),
             theme=Markup(script_json(THEME)),
             edges=KL_EDGES,
             rows=_answer_rows(run),
@@ -47,7 +49,7 @@ def render_page(run: Run) -> str:
             run=_described(run),
             figures=_figures(run),
             attributed=[index for index, record in enumerate(run.info["summary"]) if record.get("attribution")],
-            options=points.options_rows(run),
+            options=options.options_rows(run),
             damage=[details.damage(run, index) for index in range(len(run.info["compressed"]))],
             split=[accumulation.split_rows(run, index) for index in range(len(run.info["compressed"]))],
             drafts=draft.draft_rows(run),
@@ -105,7 +107,7 @@ def _described(run: Run) -> dict[str, Any]:
 def _figures(run: Run) -> dict[str, list[Figure]]:
     """The figures of each section, one per compressed model where they are drawn for one."""
     several = range(len(run.info["compressed"]))
-    options = points.options_figure(run)
+    choices = options.options_figure(run)
     return {
         "deviation": [curves.deviation_figure(run, index) for index in several],
         "estimates": [points.estimates_figure(run, index) for index in several],
@@ -117,5 +119,5 @@ def _figures(run: Run) -> dict[str, list[Figure]]:
         "local": [figure for index in several for figure in local.local_figures(run, index)],
         "depth": [depth.depth_figure(run, index) for index in several],
         "attribution": [figure for index in several if (figure := attribution.attribution_figure(run, index))],
-        "options": [options] if options else [],
+        "options": [choices] if choices else [],
     }

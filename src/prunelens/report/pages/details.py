@@ -41,7 +41,8 @@ class Damage:
 def damage(run: Run, index: int) -> Damage:
     """The greedy steps with the largest KL of one compressed model."""
     label = run.info["compressed"][index]["label"]
-    rows = rows_of(run.tables["steps"], compressed=label, trace="greedy")
+    names = ("prompt_id", "step", "kl_dense_compressed")
+    rows = rows_of(run.tables["steps"], names, compressed=label, trace="greedy")
     kl = np.nan_to_num(column(rows, "kl_dense_compressed"))
     worst = [int(row) for row in np.argsort(-kl, kind="stable")[:NUM_DAMAGED] if kl[row] > 0]
     ids, steps = rows["prompt_id"].to_pylist(), rows["step"].to_pylist()

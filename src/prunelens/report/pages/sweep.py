@@ -9,7 +9,7 @@ from prunelens.report.figures.drawing import INK, Figure, Key, Look, Panel, axis
 from prunelens.report.pages.environment import THEME
 from prunelens.report.pages.evaluate import rules, task_environment
 from prunelens.report.pages.payload import script_json
-from prunelens.report.wording import number, percent
+from prunelens.report.wording import correlation_words, number, percent
 from prunelens.study.store import Run
 from prunelens.study.sweep.forecasts import use_loss
 from prunelens.study.sweep.tables import is_drop, is_mask
@@ -171,7 +171,7 @@ def calibration_figure(found: Sequence[Row]) -> Figure | None:
     panels, says = [], []
     for item in found:
         rho = "undefined" if item["rho"] is None else f"{item['rho']:.2f}"
-        says.append(f"{item['use']}, from {item['name']}: rank correlation {rho} over {item['n']} cells.")
+        says.append(f"{item['use']}, from {item['name']}: rank correlation {correlation_words(item)}.")
         trace = {
             "type": "scatter",
             "mode": "markers",
@@ -187,7 +187,7 @@ def calibration_figure(found: Sequence[Row]) -> Figure | None:
     return Figure(
         "Does the forecast tell the measured loss?",
         "Each point is one cell. A forecast that orders the recipes as the tasks do has a rank correlation of 1 "
-        "(−1 for agreed tokens, of which more is better).",
+        "(for agreed tokens, of which more is better, it is turned round); over few recipes chance alone gives one.",
         tuple(panels),
         across=3,
         says=tuple(says),

@@ -9,9 +9,10 @@ from rich.text import Text
 
 from prunelens.report.task_words import amount, chance_words, decoding_lines, is_shown_as_share, one_line, remark, why
 from prunelens.report.terminal.screen import closing, console, lean_table
-from prunelens.study.evaluate.verdict import AT_RISK, BROKEN, SAFE
+from prunelens.study.evaluate.words import BROKEN, DEGRADED, SAFE, UNDECIDED
 
-COLOURS = {SAFE: "bold green", AT_RISK: "bold yellow", BROKEN: "bold red"}
+COLOURS = {SAFE: "bold green", DEGRADED: "bold yellow", BROKEN: "bold red", UNDECIDED: "bold blue"}
+"""Each word says by itself what its colour says."""
 
 
 def print_evaluation(
@@ -68,7 +69,15 @@ def _matrix_cell(line: Mapping[str, Any]) -> Text:
     ends = [_brief(line[name], share) for name in ("value", "low", "high") if line[name] is not None]
     brackets = f"\n[{', '.join(ends[1:])}]" if ends[1:] else ""
     plus = sign if line["value"] >= 0 else ""
-    return cell.append(f"\n{plus}{ends[0]}{unit}{brackets}".replace("-", "−"), "none")
+    cell.append(f"\n{plus}{ends[0]}{unit}{brackets}".replace("-", "−"), "none")
+    return cell.append(_items_words(line), "dim")
+
+
+def _items_words(line: Mapping[str, Any]) -> str:
+    """How many items decided, or would."""
+    if line.get("stopped_early"):
+        return f"\n{line['used']} of {line['there']}"
+    return f"\n≈ {line['more']:,} more" if line.get("more") else ""
 
 
 def _brief(value: float, share: bool) -> str:
@@ -78,7 +87,10 @@ def _brief(value: float, share: bool) -> str:
 def rules_in_words(summary: list[dict[str, Any]]) -> str:
     """What the verdicts mean: their rules, each once."""
     rules = dict.fromkeys(line["rule"] for record in summary for line in record["verdicts"] if line["rule"])
-    return f"[95 % interval]; {'; '.join(rules)}" if rules else "Nothing was measured for any use."
+    lines = [line for record in summary for line in record["verdicts"]]
+    more = "; ≈: so many more items would decide" if any(line.get("more") for line in lines) else ""
+    used = "; n of m: decided by n of the m items" if any(line.get("stopped_early") for line in lines) else ""
+    return f"[95 % interval]; {'; '.join(rules)}{more}{used}" if rules else "Nothing was measured for any use."
 
 
 def _limit_lines(info: Mapping[str, Any]) -> list[str]:

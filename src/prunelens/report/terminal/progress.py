@@ -64,7 +64,8 @@ def _bars(screen: Console) -> Iterator[Reporter]:
 @contextmanager
 def _lines(stream: Any) -> Iterator[Reporter]:
     """Lines by a thread of their own: libraries that work for a minute without a word do not hold them up."""
-    log = ProgressLog(lambda line: _write(stream, line))
+    slow = "torch" not in sys.modules  # its import takes longer than that, and may hold up the thread
+    log = ProgressLog(lambda line: _write(stream, line), first_at_once=slow)
     over = threading.Event()
 
     def watch() -> None:
@@ -102,10 +103,16 @@ class ProgressLog:
     Args:
         write: takes a line.
         clock: seconds from any beginning.
+        first_at_once: tell of the first stage as it begins.
     """
 
-    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._write, self._clock = write, clock
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        first_at_once: bool = False,
+    ) -> None:
+        self._write, self._clock, self._at_once = write, clock, first_at_once
         self._start = self._last = clock()
         self._stage = _Stage("starting", 1, self._start)
 
@@ -113,6 +120,9 @@ class ProgressLog:
         """Begin a stage; the one that advances last is the one that is told."""
         own = _Stage(cut(one_line(printable(stage)), LONGEST_STAGE), total, self._clock())
         self._stage = own
+        if self._at_once:
+            self._tell(own.start)
+        self._at_once = False
 
         def advance(count: int) -> None:
             own.done += count
@@ -125,8 +135,12 @@ class ProgressLog:
         now, stage = self._clock(), self._stage
         due = now - self._last >= EVERY_SECONDS if stage.told else now - stage.start >= QUIET_SECONDS
         if due:
-            self._write(f"[{now - self._start:4.0f} s] {stage.name}{_far(stage, now)}")
-            stage.told, self._last = True, now
+            self._tell(now)
+
+    def _tell(self, now: float) -> None:
+        stage = self._stage
+        self._write(f"[{now - self._start:4.0f} s] {stage.name}{_far(stage, now)}")
+        stage.told, self._last = True, now
 
 
 def _far(stage: _Stage, now: float) -> str:

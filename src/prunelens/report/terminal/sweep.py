@@ -9,8 +9,9 @@ from rich.text import Text
 from prunelens.errors import printable
 from prunelens.report.terminal.evaluate import COLOURS, SHORT
 from prunelens.report.terminal.screen import closing, console, lean_table
-from prunelens.report.wording import DASH
-from prunelens.study.evaluate.verdict import UNKNOWN
+from prunelens.report.wording import DASH, correlation_words
+from prunelens.study.evaluate.words import NOT_MEASURED
+from prunelens.study.forecast import PREDICTORS
 from prunelens.tasks.suite import USES
 
 MOST_CELLS = 20
@@ -39,9 +40,26 @@ def print_sweep(
         if record["status"] == "failed":
             screen.print(Text(f"{printable(record['recipe'])} failed: {printable(record['error'])}", "red"))
     for item in info["calibration"]:
-        rho = "undefined" if item["rho"] is None else f"{item['rho']:.2f}"
-        screen.print(Text(f"{item['use']} from {item['name']}: rank correlation {rho}, {item['n']} cells"))
+        screen.print(Text(f"{item['use']} from {item['name']}: rank correlation {correlation_words(item)}"))
+    for line in forecast_lines(info.get("forecast")):
+        screen.print(Text(line))
     closing(screen, page, info.get("notes", []), seconds, "")
+
+
+def forecast_lines(forecast: dict[str, Any] | None) -> list[str]:
+    """What each class of the sweep's forecast is worth: how often its intervals covered, and how wide they are."""
+    found = []
+    for one in forecast["classes"] if forecast else ():
+        if one["withheld"]:
+            found.append(f"forecast of {one['use']}: withheld, {one['withheld']}")
+            continue
+        unit = "points" if one["bounded"] else "nats per token"
+        width = 100 * one["width"] if one["bounded"] else one["width"]
+        found.append(
+            f"forecast of {one['use']} from {PREDICTORS[one['predictor']].words}: {len(one['points'])} recipes, "
+            f"{100 * one['coverage']:.0f} % of left-out ones in their 90 % interval, median width {width:.2g} {unit}"
+        )
+    return found
 
 
 def cells_table(cells: list[dict[str, Any]], several: bool) -> Table:
@@ -63,5 +81,5 @@ def _cells(record: dict[str, Any]) -> list[str | Text]:
         return [Text("failed", "red")]
     saved = f"{100 * record['bytes_saved']:.1f} %" if record["bytes_saved"] > 0 else f"{100 * record['zeros']:.0f} % 0s"
     kl = "" if record["kl"] is None else f"{record['kl']:.3g}"
-    verdicts = [DASH if line["verdict"] == UNKNOWN else line["verdict"] for line in record["verdicts"]]
+    verdicts = [DASH if line["verdict"] == NOT_MEASURED else line["verdict"] for line in record["verdicts"]]
     return [saved, kl, *[Text(verdict, COLOURS.get(verdict, "dim")) for verdict in verdicts]]

@@ -26,6 +26,7 @@ from prunelens.study.compare.describe import describe_model
 from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
 from prunelens.study.store import Run
 from prunelens.tasks.encoding import encode
+from prunelens.tasks.kept_answers import answers_folder
 from prunelens.tasks.prompts import CORE, prompts
 from prunelens.tasks.suite import USES, TaskSelection, parse_tasks
 from prunelens.tracing.forced import Trajectory
@@ -123,7 +124,7 @@ class _Advising:
         self.answers = AnswerCache(folder / ANSWERS)
         self.about = {"fingerprint": model.fingerprint, "dtype": str(model.dtype), "version": 1}
         self.settings = replace(settings, subset="search")
-        self.runner = TaskRunner(model, chosen, self.settings, reporter)
+        self.runner = TaskRunner(model, chosen, self.settings, reporter, answers=answers_folder())
         self._texts: Sequence[Sequence[int]] | None = None
 
     def run(self, claim: Claim) -> Run:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from prunelens.metrics.head import Pair, stream_divergences
-from prunelens.metrics.statistics import mean_interval
+from prunelens.metrics.intervals import mean_interval
 from prunelens.models.model import Model
 from prunelens.models.surgery.drop import Drop
 from prunelens.models.surgery.variant import Variant

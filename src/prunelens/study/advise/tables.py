@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from prunelens.study.advise.record import AdviceInfo
+from prunelens.study.evaluate.words import renewed
 from prunelens.study.store import Kind
 
 SCHEMAS = {
@@ -39,4 +40,5 @@ ADVICE = Kind(
     "advice folder",
     "advise",
     AdviceInfo,
+    renew=renewed,
 )

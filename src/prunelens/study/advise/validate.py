@@ -14,8 +14,9 @@ from prunelens.study.advise.search import Search, recipe_of, repair_of
 from prunelens.study.evaluate.measure import TaskRunner, TaskSettings
 from prunelens.study.evaluate.scores import score_rows
 from prunelens.study.evaluate.verdict import judge
+from prunelens.tasks.kept_answers import answers_folder
 from prunelens.tasks.prompts import CORE, prompts
-from prunelens.tasks.suite import CORE_TASKS, parse_tasks
+from prunelens.tasks.suite import CORE_TASKS, TaskSelection, parse_tasks
 from prunelens.tracing.forced import Trajectory
 
 TEXT_TOKENS = 32
@@ -83,7 +84,7 @@ class Validation:
     def tasks(self, chosen: Trial | None, runner_up: Trial | None, held_out: dict[str, Any]) -> dict[str, Any]:
         """The other items of all core tasks for what was chosen; those of the use for what it is held against."""
         settings = TaskSettings(limit=self.settings.limit, subset="held-out", long_tokens=self.settings.long_tokens)
-        own = TaskRunner(self.search.dense, self.search.runner.chosen, settings, self.search.reporter)
+        own = self._runner(self.search.runner.chosen, settings)
         judged: dict[str, Any] = {"verdicts": [], "scores": [], "held_out_use": []}
         cosine = next((one["recipe"] for one in held_out["kl"] if one["role"] == "cosine"), None)
         wanted = [("chosen", chosen.recipe if chosen else None), ("runner-up", runner_up.recipe if runner_up else None)]
@@ -98,9 +99,7 @@ class Validation:
                 judged["held_out_use"].append({"role": role, "recipe": recipe, "loss": loss, "number": number})
         if chosen is not None:
             names = [name for name in CORE_TASKS if name not in self.search.runner.chosen.tasks]
-            others = (
-                TaskRunner(self.search.dense, parse_tasks(names), settings, self.search.reporter) if names else None
-            )
+            others = self._runner(parse_tasks(names), settings) if names else None
             runners = [own, *([others] if others else [])]
             dense = [one for runner in runners for one in self.search.dense_scores(runner)]
             scored = [one for runner in runners for one in self.search.measure(runner, chosen.recipe).scored]
@@ -108,6 +107,9 @@ class Validation:
             judged["verdicts"] = [line.as_dict() for line in judge(dense, scored, rows)]
             judged["scores"] = rows
         return judged
+
+    def _runner(self, chosen: TaskSelection, settings: TaskSettings) -> TaskRunner:
+        return TaskRunner(self.search.dense, chosen, settings, self.search.reporter, answers=answers_folder())
 
     def described(self, tried: Trial | None) -> dict[str, Any] | None:
         """A trial as the result holds it, with where its checkpoint loads."""

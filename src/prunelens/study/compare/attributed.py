@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prunelens.metrics.intervals import ratio_interval
 from prunelens.metrics.statistics import rank_correlation
-from prunelens.metrics.survival import ratio_interval
 from prunelens.study.rows import column, rows_of
 
 MIN_RANKED = 3
@@ -58,7 +58,7 @@ def _part(rows: pa.Table, redundancy: float | None) -> dict[str, Any]:
 def _mean(rows: pa.Table, name: str) -> dict[str, float]:
     """Mean over tokens with its interval over prompts."""
     steps = column(rows, "num_steps")
-    interval = ratio_interval(column(rows, name) * steps, steps)
+    interval = ratio_interval(column(rows, name) * steps, steps, bounded=name.startswith("tv"))
     return {"mean": interval.value, "low": interval.low, "high": interval.high}
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from prunelens.pruning.redundancy import Ranking
-from prunelens.tracing.free import SampledText
 from prunelens.tracing.generate import Continuation
 
 
@@ -12,5 +11,5 @@ class DenseTexts:
     """What the dense model wrote, greedily and sampled, and how its sublayers rank; the same for every comparison."""
 
     greedy: list[Continuation]
-    sampled: list[SampledText]
+    sampled: list[Continuation]
     ranking: Ranking | None = None

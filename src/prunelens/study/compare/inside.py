@@ -1,6 +1,6 @@
 """The stages that look inside the models: sublayer by sublayer, the cause of the damage, and the noise floor."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -55,16 +55,17 @@ class Inside:
         self.noise_sample: NoiseSample = noise_sample(self.texts, settings.seed)
         self.steps = even_steps(settings.max_new_tokens, settings.lens_steps) if settings.lens_steps else []
 
-    def layers(self) -> list[pa.Table]:
+    def layers(self) -> Iterator[pa.Table]:
         """L1 and L2."""
         if not self.steps or not self.variants:
-            return []
+            return
         drops = {label: variant.drop for label, variant in self.variants.items() if variant.model is self.dense}
         sampled = sum(step <= len(text.token_ids) for text in self.texts for step in self.steps)
         advance = self.reporter("reading every sublayer", sampled)
         lenses, temperature = self.settings.lenses, self.settings.temperature
         rows = trace_layers(self.dense, self.variants, self.texts, lenses, self.steps, temperature, advance=advance)
-        return [table for each in rows for table in layer_rows(each, self.prompts, self.texts, drops)]
+        for each in rows:
+            yield from layer_rows(each, self.prompts, self.texts, drops)
 
     def attribution(self) -> list[pa.Table]:
         """D1."""

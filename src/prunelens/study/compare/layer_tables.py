@@ -1,7 +1,7 @@
 """Tables of the traces inside the models: `layers`, `attribution` and `noise`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,10 @@ DEVIATIONS = {
 
 def layer_rows(
     rows: LayerRows, prompts: Sequence[Prompt], trajectories: Sequence[Trajectory], drops: Mapping[str, Drop]
-) -> list[pa.Table]:
-    """Rows of `layers`; what dropping each sublayer does serves every recipe, whose other sublayers change nothing.
+) -> Iterator[pa.Table]:
+    """Rows of `layers`, a sublayer at a time.
+
+    What dropping each sublayer does serves every recipe, whose other sublayers change nothing.
 
     Args:
         rows: what was measured.
@@ -37,12 +39,11 @@ def layer_rows(
         trajectories: the texts that were read.
         drops: what each recipe drops, by label.
     """
-    tables = [_layer_table(rows.label, rows.trace, rows, rows.stats, prompts, trajectories)]
+    places = _places(rows.steps, prompts, trajectories)
+    yield from _layer_tables(rows.label, rows.trace, rows, rows.stats, places)
     if rows.trace == "dropped":
         for label, drop in drops.items():
-            stats = _only_dropped(rows, drop)
-            tables.append(_layer_table(label, "local", rows, stats, prompts, trajectories))
-    return tables
+            yield from _layer_tables(label, "local", rows, _only_dropped(rows, drop), places)
 
 
 def _only_dropped(rows: LayerRows, drop: Drop) -> Stats:
@@ -55,33 +56,23 @@ def _only_dropped(rows: LayerRows, drop: Drop) -> Stats:
     return {name: torch.where(mask, rows.stats[name], same[name]) for name in STAT_COLUMNS}
 
 
-def _layer_table(
-    label: str,
-    trace: str,
-    rows: LayerRows,
-    stats: Stats,
-    prompts: Sequence[Prompt],
-    trajectories: Sequence[Trajectory],
-) -> pa.Table:
-    num_steps, num_parts = len(rows.steps), len(rows.sublayers)
-    columns: dict[str, Any] = _places(rows.steps, prompts, trajectories)
-    columns = {name: np.tile(values, num_parts) for name, values in columns.items()}
-    columns |= {
-        name: np.full(num_steps * num_parts, value) for name, value in (("compressed", label), ("trace", trace))
-    }
-    columns["lens"] = np.full(num_steps * num_parts, rows.lens)
-    columns["layer_idx"] = np.repeat([layer_idx for layer_idx, _ in rows.sublayers], num_steps)
-    columns["sublayer"] = np.repeat([kind for _, kind in rows.sublayers], num_steps)
-    return stats_table("layers", columns, stats)
+def _layer_tables(label: str, trace: str, rows: LayerRows, stats: Stats, places: dict[str, Any]) -> Iterator[pa.Table]:
+    num_steps = len(rows.steps)
+    for part, (layer_idx, kind) in enumerate(rows.sublayers):
+        same = {"compressed": label, "trace": trace, "lens": rows.lens, "sublayer": kind}
+        columns: dict[str, Any] = places | {name: pa.repeat(value, num_steps) for name, value in same.items()}
+        columns["layer_idx"] = np.full(num_steps, layer_idx, dtype=np.int32)
+        own = {name: value[part * num_steps : (part + 1) * num_steps] for name, value in stats.items()}
+        yield stats_table("layers", columns, own)
 
 
 def _places(
     steps: Sequence[tuple[int, int]], prompts: Sequence[Prompt], trajectories: Sequence[Trajectory]
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     texts = [trajectories[index] for index, _ in steps]
     numbers = [step for _, step in steps]
     return {
-        "prompt_id": np.array([prompts[text.prompt].prompt_id for text in texts], dtype=object),
+        "prompt_id": pa.array([prompts[text.prompt].prompt_id for text in texts], pa.string()),
         "step": np.array(numbers, dtype=np.int32),
         "position": np.array(
             [len(text.prompt_ids) + step - 1 for text, step in zip(texts, numbers, strict=True)], dtype=np.int32
@@ -101,7 +92,10 @@ def noise_rows(
 ) -> pa.Table:
     """Rows of `noise` for steps of trajectories, (index, step from 1) each (N1)."""
     columns: dict[str, Any] = _places(steps, prompts, trajectories)
-    columns |= {"against": [against] * len(steps), "trace": [trajectories[index].trace for index, _ in steps]}
+    columns |= {
+        "against": pa.repeat(against, len(steps)),
+        "trace": pa.array([trajectories[index].trace for index, _ in steps], pa.string()),
+    }
     return stats_table("noise", columns, stats)
 
 

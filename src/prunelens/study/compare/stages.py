@@ -21,15 +21,16 @@ from prunelens.study.candidates import Candidate
 from prunelens.study.compare.dense_texts import DenseTexts
 from prunelens.study.compare.describe import describe_run
 from prunelens.study.compare.drafts import measure_drafts
+from prunelens.study.compare.free_running import by_text, free_stats, free_trajectories
 from prunelens.study.compare.inside import Inside
 from prunelens.study.compare.layer_tables import noise_summary
 from prunelens.study.compare.schemas import SCHEMAS, UnsummarisedError
 from prunelens.study.compare.settings import Settings
 from prunelens.study.compare.summary import summarise
 from prunelens.study.compare.tables import (
+    SURVIVAL_STATS,
     Stats,
     alternative_rows,
-    concat,
     continuation_rows,
     prompt_end_rows,
     prompts_table,
@@ -37,10 +38,11 @@ from prunelens.study.compare.tables import (
     survival_table,
 )
 from prunelens.study.prepare import apply_recipes, rank
+from prunelens.study.spool import Spool
 from prunelens.study.store import Run, sound
 from prunelens.tasks.prompts import Prompt
 from prunelens.tracing.forced import Trajectory, forced_states
-from prunelens.tracing.free import SampledText, write_coupled, write_dense
+from prunelens.tracing.free import couple, first_other, write_dense, write_free
 from prunelens.tracing.generate import Continuation
 from prunelens.tracing.prompt_end import prompt_end_stats
 
@@ -63,7 +65,7 @@ class Stages:
         self.prompts = prompts
         self.settings = settings
         self.reporter = reporter
-        self.parts: dict[str, list[pa.Table]] = {name: [] for name in SCHEMAS}
+        self.spool = Spool(SCHEMAS)
         self.seconds: dict[str, float] = {}
 
     def run(self, calibration: list[list[int]] | None, reported: Sequence[str] = ()) -> Run:
@@ -88,23 +90,19 @@ class Stages:
             asked = [*(prompt.text for prompt in self.prompts), *reported]
             made_on = with_repair_texts(Calibration(texts), recipes, self.dense, calibration, asked, self.reporter)
             apply_recipes(self.candidates, self.dense, made_on, ranking, self.reporter, self.settings.seed)
-        trajectories = self._trajectories(greedy, [draw.continuation for draw in sampled])
+        trajectories = self._trajectories(greedy, sampled)
         with self._clock("reading"):
             states = self._read(trajectories)
         with self._clock("comparing"):
             forced = self._measure(trajectories, states)
             self._measure_prompt_end(trajectories, states)
         inside = self._look_inside(trajectories, states[0])
-        for candidate, stats in zip(self.candidates, forced, strict=True):
-            with self._clock("free running"):
-                free, agreed = self._run_free(candidate, sampled)
-            with self._clock("comparing"):
-                self._measure_free(candidate, greedy, free, agreed)
-                self._survive(candidate, trajectories, stats, greedy, free, agreed)
+        for candidate, each in zip(self.candidates, forced, strict=True):
+            self._go_on(candidate, trajectories, states[0], each, greedy, sampled)
         with self._clock("drafting"):
             drafts, undrafted = measure_drafts(self.dense, self.candidates, self.prompts, self.settings, self.reporter)
-        self.parts["prompts"] = [prompts_table(self.prompts)]
-        tables = {name: concat(name, parts) for name, parts in self.parts.items()}
+        self.spool.add("prompts", [prompts_table(self.prompts)])
+        tables = self.spool.tables()
         try:
             return Run(tables, self._info(tables, ranking, inside, drafts, undrafted))
         except Exception as error:
@@ -132,7 +130,7 @@ class Stages:
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
-    def _write_dense(self) -> tuple[list[Continuation], list[SampledText]]:
+    def _write_dense(self) -> tuple[list[Continuation], list[Continuation]]:
         chosen = self.settings
         return write_dense(
             self.dense,
@@ -141,18 +139,15 @@ class Stages:
             chosen.temperature,
             chosen.seed,
             chosen.batch_size,
-            self._writing("dense writes"),
+            self.reporter("dense writes", 2 * len(self.prompts) * chosen.max_new_tokens),
         )
 
-    def _dense_texts(self) -> tuple[list[Continuation], list[SampledText]]:
+    def _dense_texts(self) -> tuple[list[Continuation], list[Continuation]]:
         given = self._given
         greedy, sampled = (given.greedy, given.sampled) if given is not None else self._write_dense()
-        for trace, written in (("greedy", greedy), ("sampled", [draw.continuation for draw in sampled])):
-            self.parts["continuations"].append(continuation_rows("dense", trace, self.prompts, written, self.dense))
+        for trace, written in (("greedy", greedy), ("sampled", sampled)):
+            self.spool.add("continuations", [continuation_rows("dense", trace, self.prompts, written, self.dense)])
         return greedy, sampled
-
-    def _writing(self, stage: str) -> Advance:
-        return self.reporter(stage, 2 * len(self.prompts) * self.settings.max_new_tokens)
 
     def _own_texts(self, greedy: list[Continuation]) -> list[list[int]]:
         """The dense model's own texts, which calibrate where nothing else was given."""
@@ -194,19 +189,22 @@ class Stages:
             for own, candidate in zip(states, self.candidates, strict=True)
         ]
 
-    def _measure(self, trajectories: list[Trajectory], states: list[Tensor]) -> list[Stats]:
+    def _measure(self, trajectories: list[Trajectory], states: list[Tensor]) -> list[list[Stats]]:
+        """Of each candidate, each text's statistics: all of a greedy text's, of a sampled one's those of survival."""
         tokens = torch.tensor([token for trajectory in trajectories for token in trajectory.token_ids])
         advance = self.reporter("comparing token probabilities", len(tokens))
         found = self._stream(states[0], self._pairs(states[1:]), tokens, advance)
         greedy = [trajectory for trajectory in trajectories if trajectory.trace == "greedy"]
         num_greedy = sum(len(trajectory.token_ids) for trajectory in greedy)
+        kept = []
         for candidate, stats in zip(self.candidates, found, strict=True):
-            self.parts["steps"].append(steps_rows(candidate.label, self.prompts, trajectories, stats))
-            first = {name: value[:num_greedy] for name, value in stats.items()}
-            self.parts["alternatives"].append(
-                alternative_rows(candidate.label, self.prompts, greedy, first, self.dense)
-            )
-        return found
+            self.spool.add("steps", [steps_rows(candidate.label, self.prompts, trajectories, stats)])
+            first = {name: value[:num_greedy].clone() for name, value in stats.items()}
+            rows = alternative_rows(candidate.label, self.prompts, greedy, first, self.dense)
+            self.spool.add("alternatives", [rows])
+            rest = {name: stats[name][num_greedy:].clone() for name in SURVIVAL_STATS}
+            kept.append(by_text(greedy, first) + by_text(trajectories[len(greedy) :], rest))
+        return kept
 
     def _stream(self, states: Tensor, pairs: list[Pair], tokens: Tensor, advance: Advance) -> list[Stats]:
         try:
@@ -227,73 +225,74 @@ class Stages:
             self.prompts, first[0], self.dense.head, self._pairs(first[1:]), self.settings.temperature
         )
         for candidate, spaces in zip(self.candidates, found, strict=True):
-            self.parts["prompt_end"] += prompt_end_rows(candidate.label, self.prompts, spaces)
+            self.spool.add("prompt_end", prompt_end_rows(candidate.label, self.prompts, spaces))
 
     def _look_inside(self, trajectories: list[Trajectory], dense_states: Tensor) -> Inside:
         texts = [trajectory for trajectory in trajectories if trajectory.trace == "greedy"]
         inside = Inside(self.dense, self.candidates, self.prompts, texts, self.settings, self.reporter)
         with self._clock("layers"):
-            self.parts["layers"] = inside.layers()
+            self.spool.add("layers", inside.layers())
         with self._clock("attribution"):
-            self.parts["attribution"] = inside.attribution()
+            self.spool.add("attribution", inside.attribution())
         with self._clock("noise floor"):
-            self.parts["noise"] = inside.noise(dense_states[: sum(len(text.token_ids) for text in texts)])
+            self.spool.add("noise", inside.noise(dense_states[: sum(len(text.token_ids) for text in texts)]))
         return inside
 
-    def _run_free(self, candidate: Candidate, sampled: list[SampledText]) -> tuple[list[Continuation], list[list[int]]]:
+    def _go_on(
+        self,
+        candidate: Candidate,
+        trajectories: list[Trajectory],
+        dense_states: Tensor,
+        each: list[Stats],
+        greedy: list[Continuation],
+        sampled: list[Continuation],
+    ) -> None:
+        """Free running and couplings of one candidate, from what its reading has shown at each step of each text."""
+        half, chosen = len(self.prompts), self.settings
+        with self._clock("free running"):
+            free = self._run_free(candidate, greedy, each[:half])
+        with self._clock("comparing"):
+            accepted = [stats["acceptance"].numpy() for stats in each[half:]]
+            ids = [prompt.token_ids for prompt in self.prompts]
+            agreed = couple(ids, sampled, accepted, chosen.max_new_tokens, chosen.seed)
+            self._measure_free(candidate, trajectories[:half], dense_states, each[:half], free, agreed)
+            texts = [(dense.token_ids, own.token_ids) for dense, own in zip(greedy, free, strict=True)]
+            survival = survival_table(candidate.label, each[half:], each[:half], texts, agreed, chosen.max_new_tokens)
+            self.spool.add("survival", [survival])
+
+    def _run_free(
+        self, candidate: Candidate, greedy: list[Continuation], forced: Sequence[Stats]
+    ) -> list[Continuation]:
+        known = [
+            first_other(text.token_ids, stats["top_ids_compressed"][:, 0], stats["same_top1"])
+            for text, stats in zip(greedy, forced, strict=True)
+        ]
         chosen = self.settings
         ids = [prompt.token_ids for prompt in self.prompts]
-        advance = self._writing(f"{candidate.label} writes")
+        advance = self.reporter(f"{candidate.label} writes", len(ids) * chosen.max_new_tokens)
         with candidate.variant(self.dense).running() as model:
-            return write_coupled(
-                model,
-                ids,
-                sampled,
-                chosen.max_new_tokens,
-                chosen.temperature,
-                chosen.seed,
-                chosen.batch_size,
-                advance,
-            )
+            return write_free(model, ids, greedy, known, chosen.max_new_tokens, chosen.batch_size, advance)
 
     def _measure_free(
         self,
         candidate: Candidate,
-        greedy: list[Continuation],
+        read: Sequence[Trajectory],
+        dense_states: Tensor,
+        forced: Sequence[Stats],
         free: list[Continuation],
         agreed: list[list[int]],
     ) -> None:
-        trajectories, left, right, diverged = [], [], [], []
-        for index, (dense, own) in enumerate(zip(greedy, free, strict=True)):
-            steps = min(len(dense.token_ids), len(own.token_ids))
-            tokens = tuple(dense.token_ids[:steps])
-            trajectories.append(Trajectory(index, "free", self.prompts[index].token_ids, tokens, dense.ended))
-            left.append(dense.states[:steps])
-            right.append(own.states[:steps])
-            diverged.append(common_prefix(dense.token_ids, own.token_ids, self.settings.max_new_tokens))
-        token_ids = torch.tensor([token for trajectory in trajectories for token in trajectory.token_ids])
-        advance = self.reporter(f"comparing {candidate.label} in free running", len(token_ids))
-        pair = Pair(torch.cat(right), candidate.variant(self.dense).model.head)
-        stats = self._stream(torch.cat(left), [pair], token_ids, advance)[0]
-        rows = steps_rows(candidate.label, self.prompts, trajectories, stats, diverged=diverged)
-        self.parts["steps"].append(rows)
-        self.parts["continuations"].append(
-            continuation_rows(candidate.label, "greedy", self.prompts, free, self.dense, agreed)
-        )
+        def measure(dense: Tensor, own: Tensor, token_ids: Tensor) -> Stats:
+            advance = self.reporter(f"comparing {candidate.label} in free running", len(token_ids))
+            pair = Pair(own, candidate.variant(self.dense).model.head)
+            return self._stream(dense, [pair], token_ids, advance)[0]
 
-    def _survive(
-        self,
-        candidate: Candidate,
-        trajectories: list[Trajectory],
-        stats: Stats,
-        greedy: list[Continuation],
-        free: list[Continuation],
-        agreed: list[list[int]],
-    ) -> None:
-        horizon = self.settings.max_new_tokens
-        lengths = [len(trajectory.token_ids) for trajectory in trajectories]
-        pieces = {name: value.split(lengths) for name, value in stats.items()}
-        each = [{name: pieces[name][row] for name in pieces} for row in range(len(trajectories))]
-        half = len(self.prompts)
-        texts = [(dense.token_ids, own.token_ids) for dense, own in zip(greedy, free, strict=True)]
-        self.parts["survival"].append(survival_table(candidate.label, each[half:], each[:half], texts, agreed, horizon))
+        diverged = [
+            common_prefix(text.token_ids, own.token_ids, self.settings.max_new_tokens)
+            for text, own in zip(read, free, strict=True)
+        ]
+        stats = free_stats(read, dense_states, forced, free, measure)
+        rows = steps_rows(candidate.label, self.prompts, free_trajectories(read, free), stats, diverged=diverged)
+        self.spool.add("steps", [rows])
+        written = continuation_rows(candidate.label, "greedy", self.prompts, free, self.dense, agreed)
+        self.spool.add("continuations", [written])

@@ -7,23 +7,29 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prunelens.metrics.intervals import Interval, ratio_interval
 from prunelens.metrics.survival import (
-    Interval,
     agreed_length,
     common_prefix,
     draft_speedup,
     expected_agreed,
     faithful_length,
-    ratio_interval,
     survival_rows,
 )
 from prunelens.study.compare.attributed import attributed
-from prunelens.study.rows import by_prompt, column, rows_of
+from prunelens.study.rows import by_prompt, column, prompt_runs, rows_of
 
 SURVIVAL_AT = (8, 32)
 SMALLEST_SAVING = 1e-3
 """Share of the dense bytes below which a compressed model saves nothing."""
 NUM_DRAFTED = 4
+SUMMARISED = (
+    *("prompt_id", "kl_dense_compressed", "kl_compressed_dense", "tv", "same_top1", "entropy_dense"),
+    *("entropy_compressed", "hidden_cosine", "logit_cosine", "prob_cosine"),
+)
+"""The columns of `steps` that are read here."""
+SHARES = ("tv", "same_top1")
+"""Columns of `steps` whose values lie between 0 and 1."""
 TIE = {"float64": 1e-8, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
 """Gap of two log-probabilities below which rounding may decide which token is the most likely one."""
 
@@ -40,9 +46,9 @@ def summarise(
 
 def _summary(tables: dict[str, pa.Table], info: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     label = record["label"]
-    greedy = rows_of(tables["steps"], compressed=label, trace="greedy")
-    sampled = rows_of(tables["steps"], compressed=label, trace="sampled")
-    free = rows_of(tables["steps"], compressed=label, trace="free")
+    greedy, sampled, free = (
+        rows_of(tables["steps"], SUMMARISED, compressed=label, trace=trace) for trace in ("greedy", "sampled", "free")
+    )
     dense_parameters = info["dense"]["parameters"]
     acceptance = 1 - float(np.mean(column(sampled, "tv")))
     cost_ratio = record["parameters"] / dense_parameters
@@ -112,7 +118,8 @@ def _size(info: dict[str, Any], record: dict[str, Any], kl: float) -> dict[str, 
 def token_mean(table: pa.Table, name: str) -> Interval:
     """Mean over tokens with its interval over prompts."""
     grouped = table.group_by("prompt_id", use_threads=False).aggregate([(name, "sum"), (name, "count")])
-    return ratio_interval(column(grouped, f"{name}_sum"), column(grouped, f"{name}_count"))
+    totals, counts = column(grouped, f"{name}_sum"), column(grouped, f"{name}_count")
+    return ratio_interval(totals, counts, bounded=name in SHARES)
 
 
 def _excess_nll(sampled: pa.Table) -> Interval:
@@ -168,7 +175,11 @@ def _faithful(tables: dict[str, pa.Table], label: str) -> dict[str, Any]:
 def expected_agreed_tokens(tables: dict[str, pa.Table], label: str) -> Interval:
     """Σ S(n) (S4) with its interval over prompts, from the sampled rows of `steps`."""
     horizon = rows_of(tables["survival"], compressed=label).num_rows
-    sampled = by_prompt(rows_of(tables["steps"], compressed=label, trace="sampled"), "acceptance", "tv")
+    sampled = by_prompt(
+        rows_of(tables["steps"], ("prompt_id", "acceptance", "tv"), compressed=label, trace="sampled"),
+        "acceptance",
+        "tv",
+    )
     return expected_agreed(survival_rows([row[1] for row in sampled], [row[2] for row in sampled], horizon))
 
 
@@ -181,8 +192,13 @@ def texts_of(tables: dict[str, pa.Table], model: str, trace: str = "greedy") -> 
 def free_agreement(tables: dict[str, pa.Table], label: str) -> dict[str, int]:
     """Tokens that the free greedy texts of both models have in common, by prompt."""
     horizon = rows_of(tables["survival"], compressed=label).num_rows
-    dense, own = texts_of(tables, "dense"), texts_of(tables, label)
-    return {key: common_prefix(dense[key]["token_ids"], own[key]["token_ids"], horizon) for key in dense}
+    dense, own = (_token_ids(tables["continuations"], model) for model in ("dense", label))
+    return {key: common_prefix(ids, own[key], horizon) for key, ids in dense.items()}
+
+
+def _token_ids(continuations: pa.Table, model: str) -> dict[str, list[int]]:
+    rows = rows_of(continuations, ("prompt_id", "token_ids"), model=model, trace="greedy")
+    return dict(zip(rows["prompt_id"].to_pylist(), rows["token_ids"].to_pylist(), strict=True))
 
 
 def _first_divergent(tables: dict[str, pa.Table], label: str) -> dict[str, Any]:
@@ -208,9 +224,11 @@ def _coupling(tables: dict[str, pa.Table], label: str) -> dict[str, Any]:
 def _greedy_check(tables: dict[str, pa.Table], info: dict[str, Any], label: str) -> dict[str, Any]:
     """S3 against free running: on which prompts they differ, and whether rounding explains it."""
     horizon = rows_of(tables["survival"], compressed=label).num_rows
-    steps = rows_of(tables["steps"], compressed=label, trace="greedy")
+    steps = rows_of(tables["steps"], ("prompt_id", "same_top1"), compressed=label, trace="greedy")
     measured = free_agreement(tables, label)
     limit = TIE.get(info["dense"]["dtype"], 1e-3)
+    alternatives = rows_of(tables["alternatives"], compressed=label)
+    places = {prompt_id: (low, high) for prompt_id, low, high in prompt_runs(alternatives)}
     ties: list[dict[str, Any]] = []
     unexplained: list[dict[str, Any]] = []
     for prompt_id, same in by_prompt(steps, "same_top1"):
@@ -218,19 +236,20 @@ def _greedy_check(tables: dict[str, pa.Table], info: dict[str, Any], label: str)
         if predicted == measured[prompt_id]:
             continue
         step = min(predicted, measured[prompt_id]) + 1
-        gap = _smallest_gap(tables, label, prompt_id, step)
+        low, high = places.get(prompt_id, (0, 0))
+        gap = _smallest_gap(alternatives.slice(low, high - low), step)
         (ties if gap is not None and gap <= limit else unexplained).append(
             {"prompt_id": prompt_id, "step": step, "gap": gap}
         )
     return {"prompts": len(measured), "ties": ties, "unexplained": unexplained}
 
 
-def _smallest_gap(tables: dict[str, pa.Table], label: str, prompt_id: str, step: int) -> float | None:
+def _smallest_gap(alternatives: pa.Table, step: int) -> float | None:
     """The smaller of both models' gaps in log-probability between the two most likely tokens.
 
     None where there is no such step, because one of the texts had ended.
     """
-    rows = rows_of(tables["alternatives"], compressed=label, prompt_id=prompt_id, step=step).to_pylist()
+    rows = rows_of(alternatives, step=step).to_pylist()
     gaps = [
         math.log(max(probs[0], 1e-300) / max(probs[1], 1e-300))
         for row in rows

@@ -1,10 +1,12 @@
 """From row statistics to the Arrow tables of a run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from prunelens.metrics.survival import (
@@ -22,6 +24,8 @@ from prunelens.tracing.forced import Trajectory
 from prunelens.tracing.generate import Continuation
 
 NUM_ALTERNATIVES = 5
+SURVIVAL_STATS = ("acceptance", "tv", "log_ratio_token", "same_top1")
+"""The row statistics that `survival_table` reads; the others need not be kept once their rows are written."""
 Stats = dict[str, Tensor]
 
 
@@ -61,12 +65,12 @@ def steps_rows(
     differ = np.repeat(diverged, lengths) < step - 1 if diverged is not None else np.zeros(len(step), bool)
     names = traces or [trajectory.trace for trajectory in trajectories]
     columns: dict[str, Any] = {
-        "compressed": [label] * len(step),
+        "compressed": pa.repeat(label, len(step)),
         "prompt_id": _repeat([prompts[trajectory.prompt].prompt_id for trajectory in trajectories], lengths),
         "trace": _repeat(names, lengths),
         "step": step,
         "position": np.repeat(starts, lengths) + step - 1,
-        "token_id": [token for trajectory in trajectories for token in trajectory.token_ids],
+        "token_id": np.concatenate([[], *(trajectory.token_ids for trajectory in trajectories)]).astype(np.int32),
         "contexts_differ": differ,
     }
     return stats_table("steps", columns, stats)
@@ -76,38 +80,43 @@ def prompt_end_rows(label: str, prompts: Sequence[Prompt], found: dict[str, list
     """Rows of `prompt_end` for one compressed model."""
     tables = []
     for space, rows in found.items():
-        for index, stats in rows:
-            columns = {
-                "compressed": [label],
-                "prompt_id": [prompts[index].prompt_id],
-                "space": [space],
-                "position": [len(prompts[index].token_ids)],
-                "token_id": stats["token_id"].numpy(),
-                "margin": stats["margin"].numpy(),
-                "margin_compressed": stats["margin_compressed"].numpy(),
-            }
-            tables.append(stats_table("prompt_end", columns, stats))
+        if not rows:
+            continue
+        asked = [prompts[index] for index, _ in rows]
+        wanted = {*STAT_COLUMNS, "token_id", "margin", "margin_compressed"} & rows[0][1].keys()
+        stats = {name: torch.cat([one[name] for _, one in rows]) for name in wanted}
+        columns = {
+            "compressed": pa.repeat(label, len(rows)),
+            "prompt_id": [prompt.prompt_id for prompt in asked],
+            "space": pa.repeat(space, len(rows)),
+            "position": [len(prompt.token_ids) for prompt in asked],
+            "token_id": stats["token_id"].numpy(),
+            "margin": stats["margin"].numpy(),
+            "margin_compressed": stats["margin_compressed"].numpy(),
+        }
+        tables.append(stats_table("prompt_end", columns, stats))
     return tables
 
 
 def stats_table(name: str, columns: dict[str, Any], stats: Stats) -> pa.Table:
     """An Arrow table of this schema; a statistic that was not measured, and NaN (an undefined ratio), is null."""
     length = len(columns["token_id"])
-    for column in STAT_COLUMNS:
-        columns[column] = stats[column].numpy() if column in stats else [None] * length
     schema = SCHEMAS[name]
-    arrays = [pa.array(columns[field.name], type=field.type, from_pandas=True) for field in schema]
+    for field in schema:
+        if field.name in STAT_COLUMNS:
+            measured = field.name in stats
+            columns[field.name] = stats[field.name].numpy() if measured else pa.nulls(length, field.type)
+    arrays = [_array(columns[field.name], field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _repeat(values: Sequence[str], lengths: Sequence[int]) -> list[str]:
-    return [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values, type=kind, from_pandas=True)
 
 
-def concat(name: str, tables: Iterable[pa.Table]) -> pa.Table:
-    """One table of its schema, also from none."""
-    found = list(tables)
-    return pa.concat_tables(found).combine_chunks() if found else SCHEMAS[name].empty_table()
+def _repeat(values: Sequence[str], lengths: Sequence[int]) -> pa.Array:
+    """Each value as often as its length says, without a Python object a row."""
+    return pa.array(values, pa.string()).take(pa.array(np.repeat(np.arange(len(values)), lengths)))
 
 
 def survival_table(
@@ -158,13 +167,14 @@ def continuation_rows(
 ) -> pa.Table:
     """Rows of `continuations`: what a model wrote, with each token's text."""
     tokenizer = model.tokenizer
+    text_of = cache(lambda token: _token_text(tokenizer, token))
     records = [
         {
             "model": name,
             "prompt_id": prompt.prompt_id,
             "trace": trace,
             "token_ids": continuation.token_ids,
-            "tokens": [_token_text(tokenizer, token) for token in continuation.token_ids],
+            "tokens": [text_of(token) for token in continuation.token_ids],
             "text": tokenizer.decode(continuation.token_ids, skip_special_tokens=True),
             "ended": continuation.ended,
             "agreed": None if agreed is None else agreed[index],
@@ -188,13 +198,26 @@ def alternative_rows(
     """Rows of `alternatives`: the most likely tokens of both models at each greedy step."""
     lengths = [len(trajectory.token_ids) for trajectory in trajectories]
     columns: dict[str, Any] = {
-        "compressed": [label] * sum(lengths),
+        "compressed": pa.repeat(label, sum(lengths)),
         "prompt_id": _repeat([prompts[trajectory.prompt].prompt_id for trajectory in trajectories], lengths),
-        "step": [step for length in lengths for step in range(1, length + 1)],
+        "step": np.concatenate([[], *(np.arange(1, length + 1) for length in lengths)]).astype(np.int32),
     }
     for side in ("dense", "compressed"):
-        ids = stats[f"top_ids_{side}"][:, :NUM_ALTERNATIVES].tolist()
-        columns[f"{side}_tokens"] = [[_token_text(model.tokenizer, token) for token in row] for row in ids]
-        columns[f"{side}_probs"] = stats[f"top_probs_{side}"][:, :NUM_ALTERNATIVES].tolist()
+        columns[f"{side}_tokens"] = _token_texts(stats[f"top_ids_{side}"][:, :NUM_ALTERNATIVES], model.tokenizer)
+        probs = stats[f"top_probs_{side}"][:, :NUM_ALTERNATIVES].flatten().float()
+        columns[f"{side}_probs"] = _lists(pa.array(probs.numpy()), sum(lengths))
     schema = SCHEMAS["alternatives"]
-    return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+    return pa.Table.from_arrays([_array(columns[field.name], field.type) for field in schema], schema=schema)
+
+
+def _token_texts(ids: Tensor, tokenizer: Any) -> pa.Array:
+    """(rows, k) token ids as lists of texts; each token is decoded once."""
+    distinct, places = np.unique(ids.numpy(), return_inverse=True)
+    texts = pa.array([_token_text(tokenizer, token) for token in distinct.tolist()], pa.string())
+    return _lists(texts.take(pa.array(places.ravel())), len(ids))
+
+
+def _lists(values: pa.Array, rows: int) -> pa.Array:
+    """Values, one row after the other, as `rows` lists of equal length."""
+    width = len(values) // rows if rows else 0
+    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * width, pa.int32()), values)

@@ -1,7 +1,8 @@
 """Ask real tasks of a dense model and of compressed ones, on the same items in one run."""
 
+import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from prunelens.models.model import Model
 from prunelens.progress import Reporter
+from prunelens.reading import read_bytes
 from prunelens.study.candidates import Candidate, Compressible, open_candidates, parse_candidates
 from prunelens.study.compare.describe import describe_candidate, describe_model, describe_size
 from prunelens.study.evaluate.measure import TaskResult, TaskRunner, TaskSettings, open_harness
@@ -20,6 +22,7 @@ from prunelens.study.settings import chosen_settings
 from prunelens.study.store import Run, sound
 from prunelens.tasks.decoding import FREE, decoding_note
 from prunelens.tasks.harness import Harness
+from prunelens.tasks.kept_answers import answers_folder
 from prunelens.tasks.suite import TaskSelection, parse_tasks
 
 TasksGiven = str | Sequence[str] | Mapping[str, Sequence[str]]
@@ -34,18 +37,23 @@ def run_evaluate(
     thresholds: Thresholds,
     calibration: str | Path | None,
     reporter: Reporter,
+    unfinished: Path | None = None,
 ) -> Run:
-    """Run tasks on an open dense model and on compressed ones; the arguments are those of `prunelens.evaluate`.
+    """Run tasks on an open dense model and on compressed ones; the other arguments are those of `prunelens.evaluate`.
+
+    Args:
+        unfinished: folder in which the answers of compressed models are kept meanwhile, so that a killed run resumes.
 
     Raises:
         PrunelensError: bad input, before anything is computed.
     """
     candidates = open_candidates(model, compressed)
     start = time.perf_counter()
-    runner = TaskRunner(model, chosen, asked, reporter, harness)
+    runner = TaskRunner(model, chosen, asked, reporter, harness, answers_folder(), unfinished)
     _make(runner, candidates, calibration, reporter)
     _ = runner.dense_found
-    found = {candidate.label: runner.measure(candidate.label, candidate.variant(model)) for candidate in candidates}
+    made_of = _made_of(runner, calibration)
+    found = {one.label: runner.measure(one.label, one.variant(model), made_of(one)) for one in candidates}
     return collect(runner, candidates, found, thresholds, time.perf_counter() - start)
 
 
@@ -73,22 +81,31 @@ def _make(
     prepare(candidates, runner.dense, path, reporter, runner.settings.seed, reported)
 
 
+def _made_of(runner: TaskRunner, calibration: str | Path | None) -> Callable[[Candidate], dict[str, Any]]:
+    """What a compressed model is made of, beside the dense one: that its weights alone may not show."""
+    texts = hashlib.sha256(read_bytes(calibration, "calibration texts")).hexdigest() if calibration else None
+    shared = {"seed": runner.settings.seed, "calibration": texts, "tasks": list(runner.chosen.tasks)}
+
+    def made_of(candidate: Candidate) -> dict[str, Any]:
+        return {"recipe": str(candidate.recipe), **candidate.recipe.made_with, **shared} if candidate.recipe else {}
+
+    return made_of
+
+
 def collect(
     runner: TaskRunner,
     candidates: Sequence[Candidate],
     found: Mapping[str, TaskResult],
     thresholds: Thresholds,
     seconds: float,
-    compared: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Run:
-    """Everything that was measured as one result; `compared` holds summaries of comparisons by label."""
+    """Everything that was measured as one result."""
     everything = {"dense": runner.dense_found, **found}
     summary = []
     for candidate in candidates:
         own = found[candidate.label]
         rows = score_rows(runner.dense_found.scored, own.scored)
-        record = compared.get(candidate.label) if compared else None
-        lines = judge(runner.dense_found.scored, own.scored, rows, record, thresholds)
+        lines = judge(runner.dense_found.scored, own.scored, rows, thresholds)
         summary.append(
             {
                 "compressed": candidate.label,

@@ -1,100 +1,38 @@
 """The dense model with its tasks: what one model does on them, item by item."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float64
-
-from prunelens.errors import PrunelensError, check_flag, check_seed, check_whole, check_word
 from prunelens.models.model import Model
 from prunelens.models.surgery.variant import Variant
 from prunelens.progress import Reporter, silent
-from prunelens.study.compare.settings import MOST_TOKENS
-from prunelens.tasks.corpora import Corpus, read_corpus
-from prunelens.tasks.encoding import encode, prompt_notes
+from prunelens.study.evaluate.measurement import Measurement, TaskResult
+from prunelens.study.evaluate.task_set import TaskSet, TaskSettings, open_harness
 from prunelens.tasks.harness import Harness
-from prunelens.tasks.prompts import Prompt, PromptText
-from prunelens.tasks.retrieval import POOLINGS, Retrieved, neighbour_correlation, overlap_at, retrieve
-from prunelens.tasks.suite import (
-    CORE_LONG,
-    MIN_QUESTION,
-    SUBSETS,
-    Metric,
-    MetricScores,
-    TaskSelection,
-    in_subset,
-    long_items,
-    retrieval_folder,
-)
-from prunelens.tracing.long_texts import LongText, score_long, write_long
+from prunelens.tasks.identity import identity_of
+from prunelens.tasks.kept_answers import KeptAnswers, trim
+from prunelens.tasks.suite import TaskSelection
 
-NEIGHBOURS = 10
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """How tasks are run; stored in run.json.
-
-    `limit` is the most items of each task, `subset` which of them (`all`, `search`: every second one, `held-out`: the
-    others). `batch_size` counts requests run together. `chat_template` applies it to the prompts of harness tasks;
-    core_long always uses it. `long_tokens` is where its texts are cut. `pooling` makes an embedding of a text's
-    states (`mean`, `lasttoken`). `seed` is of experts that are dropped at random. `allow_code` runs tasks that execute
-    what the model writes, without a sandbox.
-    """
-
-    limit: int | None = None
-    subset: str = "all"
-    batch_size: int = 40
-    chat_template: bool = False
-    long_tokens: int = 256
-    pooling: str = "mean"
-    seed: int = 0
-    allow_code: bool = False
-
-    def check(self) -> None:
-        """Refuse settings without meaning.
-
-        Raises:
-            PrunelensError: as said.
-        """
-        if self.limit is not None:
-            check_whole("--limit", self.limit, 2)
-        check_whole("--batch-size", self.batch_size, 1)
-        check_whole("--long-tokens", self.long_tokens, 1, MOST_TOKENS)
-        check_flag("chat_template", self.chat_template)
-        check_seed(self.seed)
-        check_word("a subset", self.subset, SUBSETS)
-        check_word("--pooling", self.pooling, tuple(POOLINGS))
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """What one model did on the tasks."""
-
-    scored: list[MetricScores]
-    texts: list[LongText]
-
-
-def open_harness(chosen: TaskSelection, settings: TaskSettings) -> Harness | None:
-    """The tasks of lm-evaluation-harness, loaded without any model; None where none was chosen.
-
-    Raises:
-        PrunelensError: a task that cannot be run, or of which the subset holds no item.
-    """
-    if not chosen.harness:
-        return None
-    found = Harness(chosen.harness, settings.allow_code)
-    found.check_items(settings.subset, settings.limit)
-    return found
+__all__ = ["TaskResult", "TaskRunner", "TaskSettings", "open_harness"]
 
 
 class TaskRunner:
     """A dense model with its tasks, found and loaded once; measures compressed models beside it.
 
+    Args:
+        dense: the dense model.
+        chosen: its tasks.
+        settings: how they are run.
+        reporter: progress display.
+        harness: the tasks of lm-evaluation-harness, where they are loaded already.
+        answers: folder in which the dense model's answers are kept between runs; None keeps none.
+        unfinished: folder in which answers of compressed models are kept, so that a killed run resumes; None keeps
+            none.
+
     Raises:
-        PrunelensError: an unknown task, data that cannot be loaded, or a library that is missing.
+        PrunelensError: as `TaskSet`.
     """
 
     def __init__(
@@ -104,155 +42,74 @@ class TaskRunner:
         settings: TaskSettings,
         reporter: Reporter = silent,
         harness: Harness | None = None,
+        answers: Path | None = None,
+        unfinished: Path | None = None,
     ) -> None:
-        settings.check()
-        if dense.tokenizer is None:
-            raise PrunelensError(f"{dense.name} has no tokenizer; put its tokenizer files beside config.json")
-        self.dense, self.chosen, self.settings, self.reporter = dense, chosen, settings, reporter
-        self._harness = harness or open_harness(chosen, settings)
-        if self._harness is not None:
-            self._harness.check_length(dense)
-        self._corpora = {name: read_corpus(retrieval_folder(name)) for name in chosen.retrieval}
-        self._prompts = self._long_prompts() if CORE_LONG in chosen.tasks else []
-        self._retrieved: dict[str, Retrieved] = {}
-
-    def _long_prompts(self) -> list[Prompt]:
-        items = long_items(self.settings.subset, self.settings.limit)
-        texts = [PromptText(item["id"], item["kind"], ({"role": "user", "content": item["prompt"]},)) for item in items]
-        return encode(texts, self.dense, True, self.settings.long_tokens, f"leave out {CORE_LONG}")
+        self.tasks = TaskSet(dense, chosen, settings, reporter, harness)
+        self.dense, self.chosen, self.settings = dense, chosen, settings
+        self._answers, self._unfinished = answers, unfinished
+        self._resumed: dict[str, KeptAnswers] = {}
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of results on these tasks should know of their texts."""
-        small = [
-            f"{name}: a query has {NEIGHBOURS} passages or fewer to find, so that all of them are its nearest; "
-            f"overlap_at_{NEIGHBOURS} decides nothing"
-            for name, corpus in self._corpora.items()
-            if _has_no_order(corpus)
+        """What a reader of results on these tasks should know of their texts and of where answers come from."""
+        dense = self.dense_measured.kept
+        earlier = [f"dense answers from an earlier run ({dense.num_items} items)"] if dense and dense.num_items else []
+        stopped = [
+            f"{label}: answers from a run that was stopped ({kept.num_items} items)"
+            for label, kept in self._resumed.items()
+            if kept.num_items
         ]
-        return (
-            [note for corpus in self._corpora.values() for note in corpus.notes] + small + prompt_notes(self._prompts)
-        )
+        return [*self.tasks.notes, *earlier, *stopped]
 
     @cached_property
     def questions(self) -> list[str]:
-        """What the tasks ask, every item of them: questions, prompts, queries and passages, but for short ones."""
-        asked = self._harness.questions() if self._harness is not None else []
-        if CORE_LONG in self.chosen.tasks:
-            asked += [item["prompt"] for item in long_items()]
-        for corpus in self._corpora.values():
-            asked += [*corpus.queries.values(), *corpus.passages.values()]
-        return [text for text in asked if len(text) >= MIN_QUESTION]
+        """As `TaskSet.questions`."""
+        return self.tasks.questions
 
     def decoding(self, model: Model) -> dict[str, Any] | None:
-        """The checkpoint's generation settings that its written answers in harness tasks follow; None without such."""
-        return self._harness.decoding(model) if self._harness is not None else None
+        """As `TaskSet.decoding`."""
+        return self.tasks.decoding(model)
+
+    @cached_property
+    def dense_measured(self) -> Measurement:
+        """The dense model on the tasks, as far as it was run."""
+        folder = self._answers or self._unfinished
+        name = identity_of(self.dense) if folder is not None else None
+        kept = KeptAnswers(folder, name) if folder is not None and name is not None else None
+        if self._answers is not None:
+            trim(self._answers)
+        return Measurement(self.tasks, "dense", Variant(self.dense), kept)
 
     @cached_property
     def dense_found(self) -> TaskResult:
-        """What the dense model does, measured once."""
-        return self._run("dense", Variant(self.dense))
+        """What the dense model does on all items, measured once."""
+        self.dense_measured.run(self.chosen.tasks)
+        return self.dense_measured.result()
 
-    def measure(self, label: str, variant: Variant) -> TaskResult:
-        """What a compressed model does; where neighbours are compared, the dense one is measured first."""
-        if self._corpora and not self._retrieved:
-            _ = self.dense_found
-        return self._run(label, variant)
+    def begin(self, label: str, variant: Variant, made_of: Mapping[str, Any] | None = None) -> Measurement:
+        """A compressed model on the tasks, of which nothing was run yet.
 
-    def _run(self, label: str, variant: Variant) -> TaskResult:
-        scored: list[MetricScores] = []
-        texts: list[LongText] = []
-        for name in self.chosen.tasks:
-            if name == CORE_LONG:
-                texts = self._write(label, variant)
-                found = score_long(self.dense, texts)
-            elif name in self._corpora:
-                found = self._retrieve(label, variant, name)
-            else:
-                found = self._ask(label, variant, name)
-            scored += [_with_use(one, self.chosen.uses.get(name)) for one in found]
-        return TaskResult(scored, texts)
+        Args:
+            label: what it is called.
+            variant: the model.
+            made_of: everything that made it; its answers are kept under that, and not at all without it.
+        """
+        return Measurement(self.tasks, label, variant, self._kept(label, variant, made_of), self.dense_measured)
 
-    def _ask(self, label: str, variant: Variant, name: str) -> list[MetricScores]:
-        assert self._harness is not None
-        chosen = self.settings
-        with variant.running() as model:
-            return self._harness.run(
-                self._with_tokenizer(model),
-                name,
-                self.reporter,
-                chosen.subset,
-                chosen.limit,
-                chosen.batch_size,
-                chosen.chat_template,
-                label,
-            )
+    def measure(self, label: str, variant: Variant, made_of: Mapping[str, Any] | None = None) -> TaskResult:
+        """What a compressed model does on all items; where neighbours are compared, the dense one retrieves too."""
+        measured = self.begin(label, variant, made_of)
+        measured.run(self.chosen.tasks)
+        return measured.result()
 
-    def _with_tokenizer(self, model: Model) -> Model:
-        """A compressed checkpoint may lack the tokenizer that it shares with the dense model."""
-        return model if model.tokenizer is not None else replace(model, tokenizer=self.dense.tokenizer)
-
-    def _write(self, label: str, variant: Variant) -> list[LongText]:
-        chosen = self.settings
-        advance = self.reporter(f"{label}: {CORE_LONG}", len(self._prompts) * chosen.long_tokens)
-        return write_long(self.dense, variant, self._prompts, chosen.long_tokens, chosen.batch_size, advance)
-
-    def _retrieve(self, label: str, variant: Variant, name: str) -> list[MetricScores]:
-        corpus, chosen = self._corpora[name], self.settings
-        advance = self.reporter(f"{label}: {name}", len(corpus.passages) + len(corpus.queries))
-        with variant.running() as model:
-            found = retrieve(self._with_tokenizer(model), corpus, chosen.pooling, chosen.batch_size, advance)
-        reference = self._retrieved.setdefault(name, found)
-        values = {
-            Metric(name, "ndcg_at_10", "retrieval", _guessed_ndcg(corpus), decides="kept"): found.ndcg,
-            Metric(name, "recall_at_10", "retrieval", _guessed_recall(corpus)): found.recall,
-            _overlap(name, corpus): overlap_at(reference, found, NEIGHBOURS),
-            Metric(name, "neighbour_correlation", "retrieval"): neighbour_correlation(reference, found),
-        }
-        keys = list(corpus.queries)
-        kept = in_subset(len(keys), chosen.subset, chosen.limit)
-        return [
-            MetricScores(metric, {keys[at]: float(numbers[at]) for at in kept if np.isfinite(numbers[at])})
-            for metric, numbers in values.items()
-        ]
-
-
-def _with_use(scored: MetricScores, use: str | None) -> MetricScores:
-    """The class of use that the user gave the task, where one was given."""
-    if use is None:
-        return scored
-    return replace(scored, metric=replace(scored.metric, use=use))
-
-
-def _guessed_recall(corpus: Corpus) -> float:
-    """Mean recall@10 of a random order; a query's own passage may be relevant, but is never found."""
-    shares = [1 - (query in grades) / len(grades) for query, grades in corpus.relevant.items()]
-    return float(np.mean(np.array(shares) * _near_shares(corpus)))
-
-
-def _near_shares(corpus: Corpus) -> Float64[np.ndarray, " Q"]:
-    """What share of the passages that a query can find is among its 10 nearest: overlap@10 of two random orders."""
-    counts = np.array([corpus.num_candidates(query) for query in corpus.queries])
-    return np.minimum(1.0, NEIGHBOURS / counts)
-
-
-def _overlap(name: str, corpus: Corpus) -> Metric:
-    """Decides nothing where all passages are among the 10 nearest."""
-    decides = None if _has_no_order(corpus) else "agreement"
-    return Metric(name, "overlap_at_10", "retrieval", float(_near_shares(corpus).mean()), decides=decides)
-
-
-def _has_no_order(corpus: Corpus) -> bool:
-    return any(corpus.num_candidates(query) <= NEIGHBOURS for query in corpus.queries)
-
-
-def _guessed_ndcg(corpus: Corpus) -> float:
-    """Mean nDCG@10 of a random order: every rank holds the mean grade of what can be found."""
-    discounts = 1 / np.log2(np.arange(2, NEIGHBOURS + 2))
-    shares = []
-    for query, grades in corpus.relevant.items():
-        count = corpus.num_candidates(query)
-        ideal = np.array(sorted(grades.values(), reverse=True)[:NEIGHBOURS], dtype=float)
-        mean = sum(grade for passage, grade in grades.items() if passage != query) / count
-        shares.append(mean * float(discounts[:count].sum()) / float(ideal @ discounts[: len(ideal)]))
-    return min(1.0, float(np.mean(shares)))
+    def _kept(self, label: str, variant: Variant, made_of: Mapping[str, Any] | None) -> KeptAnswers | None:
+        dense = self.dense_measured.kept
+        if self._unfinished is None or made_of is None or dense is None:
+            return None
+        drop = {"attention": sorted(variant.drop.attention), "mlp": sorted(variant.drop.mlp)}
+        name = identity_of(variant.model, {"made of": made_of, "drop": drop, "dense": dense.identity})
+        if name is None:
+            return None
+        self._resumed[label] = KeptAnswers(self._unfinished, name)
+        return self._resumed[label]

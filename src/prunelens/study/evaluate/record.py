@@ -17,6 +17,10 @@ class Line(Part):
     rule: StrictStr
     source: StrictStr
     reason: StrictStr
+    used: Size = 0
+    there: Size = 0
+    more: Size | None = None
+    stopped_early: StrictBool = False
 
 
 class Score(Part):

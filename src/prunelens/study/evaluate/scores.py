@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from prunelens.metrics.intervals import TAIL, Interval
 from prunelens.metrics.statistics import (
-    TAIL,
     flips,
     guarded_share,
     kept_share,
@@ -14,11 +14,12 @@ from prunelens.metrics.statistics import (
     score_interval,
     sign_test,
 )
-from prunelens.metrics.survival import RESAMPLES, Interval
 from prunelens.tasks.aggregation import MEAN, resampled, score_of
 from prunelens.tasks.suite import Metric, MetricScores
 
 Values = np.ndarray
+RESAMPLES = 2000
+"""Of a score that is no mean."""
 NO_NUMBER: dict[str, float | None] = {"mean": None, "low": None, "high": None}
 
 

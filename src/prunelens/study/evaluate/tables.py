@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from prunelens.study.evaluate.measure import TaskResult
 from prunelens.study.evaluate.record import EvaluationInfo
+from prunelens.study.evaluate.words import renewed
 from prunelens.study.store import Kind
 
 SCHEMAS = {
@@ -55,6 +56,7 @@ EVALUATION = Kind(
     "evaluate",
     EvaluationInfo,
     ("tasks",),
+    renewed,
 )
 
 

@@ -1,4 +1,4 @@
-"""For which uses a compressed model keeps what the dense model does: safe, at risk, broken, or not measured."""
+"""For which uses a compressed model keeps what the dense model does: a word for each class, and what decided it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -6,15 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, model_validator
 
-from prunelens.metrics.statistics import fewest_items, kept_share, lower_bound, wilson
+from prunelens.metrics.statistics import fewest_items, kept_share
+from prunelens.study.evaluate.early import Stopped
 from prunelens.study.evaluate.scores import as_dict, paired_values
+from prunelens.study.evaluate.words import NOT_MEASURED, ORDER, SAFE, UNDECIDED, Limits, about
 from prunelens.tasks.suite import USES, MetricScores
 
-SAFE, AT_RISK, BROKEN, UNKNOWN = "safe", "at risk", "broken", "not measured"
-ORDER = (SAFE, AT_RISK, BROKEN)
-MIN_OPTIONS = 8
-"""Fewest prompts with options from which a choice is predicted."""
-SHORT_STEPS = "8"
 MIN_AMOUNTS = 20
 """Fewest texts from which an excess in nats, which has no bounds, is called safe (theory.md, V3)."""
 
@@ -39,6 +36,21 @@ class Thresholds(BaseModel):
     safe_loops: Share = 0.05
     broken_loops: Share = 0.25
 
+    @property
+    def kept(self) -> Limits:
+        """Of a share of the dense score, or of agreement."""
+        return Limits(self.safe, self.broken)
+
+    @property
+    def nll(self) -> Limits:
+        """Of excess nats per token."""
+        return Limits(self.safe_nll, self.broken_nll, higher=False, share=False)
+
+    @property
+    def loops(self) -> Limits:
+        """Of looping texts beyond the dense model's."""
+        return Limits(self.safe_loops, self.broken_loops, higher=False)
+
     @model_validator(mode="after")
     def _in_order(self) -> "Thresholds":
         for low, high in (("broken", "safe"), ("safe_nll", "broken_nll"), ("safe_loops", "broken_loops")):
@@ -53,12 +65,17 @@ class Verdict:
 
     Attributes:
         use: the class.
-        verdict: safe, at risk, broken, or not measured.
+        verdict: `safe` (the whole interval at or above the threshold), `degraded` (the whole of it below), `broken`
+            (the whole of it below the lower threshold), `undecided` (it straddles the threshold) or `not measured`.
         number: what decided, in words; empty if nothing was measured.
         value, low, high: the deciding number with its 95 % interval.
         rule: the thresholds it was held against.
-        source: `measured` (tasks) or `predicted` (L3 and S of a comparison), empty if neither.
-        reason: why it is not measured, and what else a reader should know.
+        source: `measured`, empty if nothing was.
+        reason: why it is not measured or undecided, and what else a reader should know.
+        used: items of the class that were run.
+        there: items that there are.
+        more: about how many more items would decide what is undecided; None where no number within reach would.
+        stopped_early: whether the class was decided before its items ended.
         severity: 0 where safe ends, 1 where broken begins.
     """
 
@@ -71,6 +88,10 @@ class Verdict:
     rule: str = ""
     source: str = ""
     reason: str = ""
+    used: int = 0
+    there: int = 0
+    more: int | None = None
+    stopped_early: bool = False
     severity: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,27 +103,44 @@ def judge(
     dense: Sequence[MetricScores],
     compressed: Sequence[MetricScores],
     rows: Sequence[Record],
-    compared: Record | None = None,
     thresholds: Thresholds | None = None,
+    stopped: Mapping[str, Stopped] | None = None,
 ) -> list[Verdict]:
-    """A verdict for every class: from the measured tasks where any were run, else predicted, else not measured.
+    """A verdict for every class: by the worst of its measured numbers, or not measured.
 
     Args:
         dense: item scores of the dense model.
         compressed: item scores of the compressed one.
         rows: what `score_rows` says of both.
-        compared: the summary of a comparison of the same two models, for predictions.
         thresholds: where safe ends and broken begins.
+        stopped: classes that were decided before their items ended, and by what.
     """
     limits = thresholds or Thresholds()
-    predicted = {verdict.use: verdict for verdict in predict(compared, limits)} if compared is not None else {}
     found = []
     for use in USES:
         own = [row for row in rows if row["use"] == use]
-        measured = _measured(use, dense, compressed, own, limits)
-        other = predicted.get(use)
-        found.append(other if not own and other and other.verdict != UNKNOWN else measured)
+        early = (stopped or {}).get(use)
+        found.append(_stopped(use, early) if early else _measured(use, dense, compressed, own, limits))
     return found
+
+
+def _stopped(use: str, early: Stopped) -> Verdict:
+    reason = f"decided after {early.used} of {early.there} items"
+    ends = early.interval
+    return Verdict(
+        use,
+        early.verdict,
+        early.number,
+        ends.value,
+        ends.low,
+        ends.high,
+        early.limits.rule,
+        "measured",
+        reason,
+        early.used,
+        early.there,
+        stopped_early=True,
+    )
 
 
 def _measured(
@@ -119,7 +157,7 @@ def _measured(
         lines = [_agreement(use, row, limits) for row in rows if row["decides"] == "agreement" and row["kept"]]
     notes = _notes(rows)
     if not lines:
-        return Verdict(use, UNKNOWN, reason="; ".join(notes) or _nothing(rows))
+        return Verdict(use, NOT_MEASURED, reason="; ".join(notes) or _nothing(rows))
     worst = max(lines, key=lambda line: (ORDER.index(line.verdict), line.severity))
     left = f"left out: {'; '.join(notes)}" if notes else ""
     unknown = sorted({row["task"] for row in usable if row["chance"] is None})
@@ -153,102 +191,65 @@ def _kept(
     kept = kept_share(pairs)
     assert kept is not None  # a dense score of 0 is at chance
     names = ", ".join(sorted(task for task, _ in wanted))
-    found = _share(use, f"of the dense score kept ({names})", as_dict(kept), limits, "measured")
-    return _too_few(found, sum(row["right"] for row in rows), "items that the dense model gets right", limits)
+    right = sum(row["right"] for row in rows)
+    return _line(use, f"of the dense score kept ({names})", as_dict(kept), limits.kept, rows, "items", right)
 
 
 def _kept_alone(use: str, row: Record, limits: Thresholds) -> Verdict:
     """A score on a scale of its own, which is not added to others."""
     number = f"of the dense score kept ({row['task']}: {row['metric']})"
-    return _too_few(_share(use, number, row["kept"], limits, "measured"), row["right"], "items", limits)
-
-
-def _too_few(found: Verdict, count: int | None, what: str, limits: Thresholds) -> Verdict:
-    """Say so where even equal answers on all items could not be called safe."""
-    fewest = fewest_items(limits.safe)
-    if count is None or found.verdict != AT_RISK or (fewest is not None and count >= fewest):
-        return found
-    reason = f"{count} {what}, safe needs at least {fewest}" if fewest else f"no number of {what} shows 100 %"
-    return replace(found, reason=reason)
+    return _line(use, number, row["kept"], limits.kept, [row], "items", row["right"])
 
 
 def _agreement(use: str, row: Record, limits: Thresholds) -> Verdict:
     number = f"of the 10 nearest neighbours stay, beyond chance ({row['task']})"
-    return _share(use, number, row["kept"], limits, "measured")
-
-
-def _share(use: str, number: str, found: Record, limits: Thresholds, source: str) -> Verdict:
-    """A share that is better when higher."""
-    verdict = SAFE if found["low"] >= limits.safe else BROKEN if found["high"] < limits.broken else AT_RISK
-    rule = f"safe ≥ {100 * limits.safe:g} %, broken < {100 * limits.broken:g} %"
-    severity = (limits.safe - found["mean"]) / (limits.safe - limits.broken)
-    return Verdict(use, verdict, number, found["mean"], found["low"], found["high"], rule, source, "", severity)
+    return _line(use, number, row["kept"], limits.kept, [row], "queries")
 
 
 def _cost(use: str, row: Record, limits: Thresholds) -> Verdict:
     """Excess nats per token, or looping texts beyond the dense model's."""
-    if row["decides"] == "nll":
-        name, safe, broken = "nats per token of excess NLL under the dense model", limits.safe_nll, limits.broken_nll
-    else:
-        name, safe, broken = "more of the texts loop than the dense model's", limits.safe_loops, limits.broken_loops
-    loops = row["decides"] == "loops"
-    found = _excess(use, f"{name} ({row['task']})", row["difference"], safe, broken, "measured", loops)
-    return found if loops else _amount(found, row.get("items"))
-
-
-def _amount(found: Verdict, texts: int | None) -> Verdict:
-    """An excess without bounds is safe only from enough texts: the unlucky ones may not be among a few."""
+    if row["decides"] == "loops":
+        number = f"more of the texts loop than the dense model's ({row['task']})"
+        return _line(use, number, row["difference"], limits.loops, [row], "texts")
+    number = f"nats per token of excess NLL under the dense model ({row['task']})"
+    found, texts = _line(use, number, row["difference"], limits.nll, [row], "texts"), row.get("items")
     if texts is None or texts >= MIN_AMOUNTS or found.verdict != SAFE:
-        return found
-    return replace(found, verdict=AT_RISK, reason=f"{texts} texts, safe needs at least {MIN_AMOUNTS}")
+        return found  # an excess has no bounds: the unlucky texts may not be among a few
+    reason = f"{texts} texts, safe needs at least {MIN_AMOUNTS}"
+    return replace(found, verdict=UNDECIDED, reason=reason, more=MIN_AMOUNTS - texts)
 
 
-def _excess(
-    use: str, number: str, found: Record, safe: float, broken: float, source: str, share: bool = False
+def _line(
+    use: str,
+    number: str,
+    found: Record,
+    limits: Limits,
+    rows: Sequence[Record],
+    what: str,
+    right: int | None = None,
 ) -> Verdict:
-    """An amount that is better when lower."""
-    verdict = SAFE if found["high"] <= safe else BROKEN if found["low"] > broken else AT_RISK
-    shown = [f"{100 * limit:g} %" if share else f"{limit:g}" for limit in (safe, broken)]
-    rule = f"safe ≤ {shown[0]}, broken > {shown[1]}"
-    severity = (found["mean"] - safe) / (broken - safe)
-    return Verdict(use, verdict, number, found["mean"], found["low"], found["high"], rule, source, "", severity)
+    """The verdict of one number; `right` items have a dense score at all."""
+    used = sum(row.get("items", 0) for row in rows)
+    there = sum(row.get("there", row.get("items", 0)) for row in rows)
+    value, low, high = found["mean"], found["low"], found["high"]
+    word = limits.word(low, high)
+    line = Verdict(use, word, number, value, low, high, limits.rule, "measured", "", used, there)
+    line = replace(line, severity=limits.severity(value))
+    return _undecided(line, limits, what, right if right is not None else used) if word == UNDECIDED else line
 
 
-def predict(compared: Record, thresholds: Thresholds | None = None) -> list[Verdict]:
-    """What one teacher-forced comparison (L3, L5, S2) says of each class, where no task was run."""
-    limits = thresholds or Thresholds()
-    return [
-        Verdict("retrieval", UNKNOWN, reason="a comparison of token probabilities says nothing of neighbours"),
-        _predicted_choice(compared, limits),
-        _predicted_short(compared, limits),
-        _predicted_long(compared, limits),
-    ]
-
-
-def _predicted_long(compared: Record, limits: Thresholds) -> Verdict:
-    number = "nats per token of excess NLL on the dense model's texts"
-    limit = limits.safe_nll, limits.broken_nll
-    found = _excess("long-generation", number, compared["excess_nll"], *limit, "predicted")
-    return _amount(found, compared.get("num_prompts"))
-
-
-def _predicted_choice(compared: Record, limits: Thresholds) -> Verdict:
-    options = compared["options"]
-    if options is None or options["prompts"] < MIN_OPTIONS:
-        count = options["prompts"] if options else 0
-        reason = f"{count} prompts with options, expected at least {MIN_OPTIONS}"
-        return Verdict("multiple-choice", UNKNOWN, reason=reason)
-    share = as_dict(wilson(options["same_choice"], options["prompts"]))
-    return _share("multiple-choice", "of the choices among options stay", share, limits, "predicted")
-
-
-def _predicted_short(compared: Record, limits: Thresholds) -> Verdict:
-    found = compared["survival"].get(SHORT_STEPS)
-    if found is None:
-        return Verdict("short-generation", UNKNOWN, reason=f"fewer than {SHORT_STEPS} tokens were read")
-    count = compared.get("num_prompts")
-    bound = lower_bound(count) if count is not None else 1.0
-    low, high = min(found["low"], bound), max(found["high"], 1 - bound)
-    number = f"of sampled texts agree for {SHORT_STEPS} tokens, S({SHORT_STEPS})"
-    share = {"mean": found["value"], "low": low, "high": high}
-    return _too_few(_share("short-generation", number, share, limits, "predicted"), count, "prompts", limits)
+def _undecided(line: Verdict, limits: Limits, what: str, counted: int) -> Verdict:
+    """With how many more items it would take, estimated from the width of the interval."""
+    assert line.value is not None
+    assert line.low is not None
+    assert line.high is not None
+    if limits.safe >= 1 and limits.higher:
+        return replace(line, reason=f"no number of {what} shows 100 %")
+    times = limits.times_as_many(line.value, line.low, line.high)
+    if limits.higher and line.value == 1 and counted:
+        fewest = fewest_items(limits.safe) or 1  # nothing was lost: the bound itself says how many it takes
+        times = max(fewest / counted, 1.0) if times is None else min(times, max(fewest / counted, 1.0))
+    if times is None:
+        return replace(line, reason=f"the value is too close to the threshold for any number of {what} within reach")
+    more = about(max((times - 1) * line.used, 1.0))
+    return replace(line, more=more, reason=f"about {more} more {what} would decide")

@@ -33,6 +33,7 @@ from prunelens.study.prepare import apply_recipes, rank
 from prunelens.study.store import Run, finite, read_run, write_run
 from prunelens.study.sweep.study_file import Cell, Study
 from prunelens.tasks.encoding import encode
+from prunelens.tasks.kept_answers import answers_folder
 from prunelens.tasks.prompts import prompts
 from prunelens.tasks.suite import parse_tasks
 
@@ -69,7 +70,7 @@ class Context:
         study = self.given.study
         if study.tasks is None:
             return None
-        return TaskRunner(self.dense, parse_tasks(study.tasks), study.evaluate.settings(0))
+        return TaskRunner(self.dense, parse_tasks(study.tasks), study.evaluate.settings(0), answers=answers_folder())
 
     def reported(self, candidate: Candidate) -> Sequence[str]:
         """What the tasks ask, where it matters: no repair may be fitted on it."""

@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from prunelens.metrics.statistics import rank_correlation
+from prunelens.metrics.statistics import correlation_ends, rank_correlation
+from prunelens.study.forecast import SETTINGS, Forecast, Point, fit, predictors_of, prompts_hash
+from prunelens.study.store import Run
+from prunelens.tasks.suite import USES
 
 Row = dict[str, Any]
 
@@ -42,10 +45,16 @@ PREDICTIONS = (
     ("retrieval", "kl", "mean KL, nats", False),
 )
 """(class, column of cells, in words, whether it is turned into 1 − value)."""
+FALLING = ("expected_agreed",)
+"""Columns of which more is better, so that a good prediction falls where the loss rises."""
 
 
 def calibration(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """What each prediction was worth: its rank correlation with the measured loss, over all finished cells."""
+    """What each prediction was worth: its rank correlation with the measured loss, with its interval.
+
+    Over all finished recipes: cells of one recipe under several seeds are points of their own but count once, with
+    their means. Where more of a prediction is better, the correlation is turned round.
+    """
     found = []
     for use, column, name, turned in PREDICTIONS:
         points = []
@@ -55,10 +64,65 @@ def calibration(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
                 predicted = 1 - value if turned else value
                 points.append({"recipe": cell["recipe"], "predicted": predicted, "measured": loss})
         if points:
-            sides = [np.array([point[side] for point in points]) for side in ("predicted", "measured")]
-            rho = rank_correlation(*sides)
-            found.append({"use": use, "column": column, "name": name, "rho": rho, "n": len(points), "points": points})
+            rho, count = _correlation(points, column in FALLING)
+            ends = correlation_ends(rho, count)
+            item = {"use": use, "column": column, "name": name, "rho": rho, "n": count, "points": points}
+            found.append(item | {"low": ends[0] if ends else None, "high": ends[1] if ends else None})
     return found
+
+
+def _correlation(points: Sequence[Row], falling: bool) -> tuple[float | None, int]:
+    """(Spearman's ρ over recipes, how many there are)."""
+    recipes = dict.fromkeys(point["recipe"] for point in points)
+    sides = (
+        np.array([np.mean([point[side] for point in points if point["recipe"] == recipe]) for recipe in recipes])
+        for side in ("predicted", "measured")
+    )
+    rho = rank_correlation(*sides)
+    return (-rho if falling and rho is not None else rho), len(recipes)
+
+
+def fit_forecast(rows: Mapping[str, Sequence[Row]], compared: Mapping[str, Run]) -> dict[str, Any] | None:
+    """What the finished cells allow to forecast (F1); None where none was compared and measured.
+
+    Args:
+        rows: of the tables `cells` and `scores`.
+        compared: the comparison of each cell, by its key.
+    """
+    classes = []
+    for use in USES:
+        points = _points(rows, compared, use)
+        if points:
+            classes.append(fit(use, points, bounded=use != "long-generation"))
+    if not classes:
+        return None
+    first = next(iter(compared.values()))
+    found = Forecast(
+        dense=first.info["dense"]["name"],
+        fingerprint=first.info["dense"]["fingerprint"],
+        settings={name: first.info["settings"][name] for name in SETTINGS},
+        prompts=prompts_hash(first.tables["prompts"]),
+        classes=classes,
+    )
+    return found.model_dump()
+
+
+def _points(rows: Mapping[str, Sequence[Row]], compared: Mapping[str, Run], use: str) -> list[Point]:
+    """One point a recipe: the mean over its seeds."""
+    sides: dict[str, list[tuple[dict[str, float], float]]] = {}
+    for cell in rows["cells"]:
+        loss = use_loss(rows, cell["key"], use) if cell["key"] in compared else None
+        if loss is not None and np.isfinite(loss):
+            found = predictors_of(compared[cell["key"]].info["summary"][0])
+            sides.setdefault(cell["recipe"], []).append((found, loss))
+    return [
+        Point(
+            recipe=recipe,
+            predictors={name: float(np.mean([one[name] for one, _ in own])) for name in own[0][0]},
+            loss=float(np.mean([loss for _, loss in own])),
+        )
+        for recipe, own in sides.items()
+    ]
 
 
 def alike(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
