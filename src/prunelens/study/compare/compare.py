@@ -30,7 +30,7 @@ def run_compare(
     Raises:
         PrunelensError: bad input, before anything is computed.
     """
-    candidates = open_candidates(model, compressed)
+    candidates = open_candidates(model, compressed, in_turn=True)
     _check_attribute(chosen, candidates)
     encoded = encode(texts, model, chosen.chat_template, chosen.max_new_tokens)
     calibration = read_calibration(Path(chosen.calibration), model) if chosen.calibration else None

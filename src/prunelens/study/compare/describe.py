@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -23,9 +23,35 @@ ENOUGH_PROMPTS = 48
 """From so many on, intervals of KL per token are as sure as they say."""
 
 
+@dataclass(frozen=True)
+class Described:
+    """What run.json says of a compressed model, which outlives its weights.
+
+    Attributes:
+        record: its entry under `compressed`.
+        model_notes: remarks on a model from files or in memory.
+        recipe_notes: remarks on what a recipe has made.
+    """
+
+    record: dict[str, Any]
+    model_notes: list[str]
+    recipe_notes: list[str]
+
+
+def described(candidate: Candidate, dense: Model) -> Described:
+    """What is to be said of a compressed model, while its weights are there."""
+    label = candidate.label
+    made = candidate.pruned.notes if candidate.pruned else ()
+    return Described(
+        describe_candidate(candidate, dense),
+        list(candidate.model.notes) if candidate.model else [],
+        [note if label in note else f"{label}: {note}" for note in made],
+    )
+
+
 def describe_run(
     dense: Model,
-    candidates: Sequence[Candidate],
+    compressed: Sequence[Described],
     prompts: Sequence[Prompt],
     settings: Settings,
     ranking: Ranking | None,
@@ -33,22 +59,20 @@ def describe_run(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """The content of run.json, but for the summary."""
-    models = [dense, *[candidate.model for candidate in candidates if candidate.model]]
-    made = [(candidate.label, candidate.pruned) for candidate in candidates if candidate.pruned]
     return {
         "format": RUN.format,
         "format_version": RUN.version,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "dense": describe_model(dense) | describe_size(Candidate("dense"), dense),
-        "compressed": [describe_candidate(candidate, dense) for candidate in candidates],
+        "compressed": [one.record for one in compressed],
         "ranking": _describe_ranking(ranking, settings.calibration),
         "settings": asdict(settings),
         "units": STAT_COLUMNS,
         "nulls": _nulls(tables, prompts),
-        "notes": [note for model in models for note in model.notes]
+        "notes": [*dense.notes, *(note for one in compressed for note in one.model_notes)]
         + prompt_notes(prompts)
         + few_prompts(len(prompts))
-        + [note if label in note else f"{label}: {note}" for label, pruned in made for note in pruned.notes],
+        + [note for one in compressed for note in one.recipe_notes],
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "versions": {name: version(name) for name in ("prunelens", "torch", "transformers", "numpy")},
     }

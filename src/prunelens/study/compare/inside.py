@@ -1,6 +1,6 @@
 """The stages that look inside the models: sublayer by sublayer, the cause of the damage, and the noise floor."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +32,6 @@ class Inside:
     def __init__(
         self,
         dense: Model,
-        candidates: Sequence[Candidate],
         prompts: Sequence[Prompt],
         texts: Sequence[Trajectory],
         settings: Settings,
@@ -43,40 +42,44 @@ class Inside:
         self.texts = texts
         self.settings = settings
         self.reporter = reporter
-        self.variants: dict[str, Variant] = {}
         self.misaligned: dict[str, str] = {}
-        for candidate in candidates:
-            variant = candidate.variant(dense)
-            problem = variant.aligned_with(dense)
-            if problem:
-                self.misaligned[candidate.label] = problem
-            else:
-                self.variants[candidate.label] = variant
         self.noise_sample: NoiseSample = noise_sample(self.texts, settings.seed)
         self.steps = even_steps(settings.max_new_tokens, settings.lens_steps) if settings.lens_steps else []
 
-    def layers(self) -> Iterator[pa.Table]:
-        """L1 and L2."""
-        if not self.steps or not self.variants:
+    def aligned(self, candidates: Sequence[Candidate]) -> dict[str, Variant]:
+        """Those whose sublayers can be set beside the dense ones, by label; of the others the reason is kept."""
+        found = {}
+        for candidate in candidates:
+            variant = candidate.variant(self.dense)
+            problem = variant.aligned_with(self.dense)
+            if problem:
+                self.misaligned[candidate.label] = problem
+            else:
+                found[candidate.label] = variant
+        return found
+
+    def layers(self, variants: Mapping[str, Variant], of: str = "") -> Iterator[tuple[str, pa.Table]]:
+        """L1 and L2 of aligned models, with the label that each table belongs to; `of` ends the stage's name."""
+        if not self.steps or not variants:
             return
-        drops = {label: variant.drop for label, variant in self.variants.items() if variant.model is self.dense}
+        drops = {label: variant.drop for label, variant in variants.items() if variant.model is self.dense}
         sampled = sum(step <= len(text.token_ids) for text in self.texts for step in self.steps)
-        advance = self.reporter("reading every sublayer", sampled)
+        advance = self.reporter(f"reading every sublayer{of}", sampled)
         lenses, temperature = self.settings.lenses, self.settings.temperature
-        rows = trace_layers(self.dense, self.variants, self.texts, lenses, self.steps, temperature, advance=advance)
+        rows = trace_layers(self.dense, variants, self.texts, lenses, self.steps, temperature, advance=advance)
         for each in rows:
             yield from layer_rows(each, self.prompts, self.texts, drops)
 
-    def attribution(self) -> list[pa.Table]:
-        """D1."""
-        chosen = {label: variant for label, variant in self.variants.items() if self.settings.attributes(label)}
+    def attribution(self, variants: Mapping[str, Variant], of: str = "") -> list[tuple[str, pa.Table]]:
+        """D1 of aligned models, as `layers`."""
+        chosen = {label: variant for label, variant in variants.items() if self.settings.attributes(label)}
         if not chosen:
             return []
         sweep = Attribution(self.dense, chosen)
         steps = sum(len(text.token_ids) for text in self.texts)
-        advance = self.reporter("attributing the damage", sweep.num_runs * steps)
+        advance = self.reporter(f"attributing the damage{of}", sweep.num_runs * steps)
         found = sweep.run(self.texts, self.settings.temperature, advance=advance)
-        return [attribution_rows(label, parts, self.prompts, self.texts) for label, parts in found.items()]
+        return [(label, attribution_rows(label, parts, self.prompts, self.texts)) for label, parts in found.items()]
 
     def noise(self, states: Tensor) -> list[pa.Table]:
         """N1 at sampled steps, against the states (T, d) that the dense model had in its own batches and dtype."""

@@ -28,8 +28,8 @@ DEVIATIONS = {
 
 def layer_rows(
     rows: LayerRows, prompts: Sequence[Prompt], trajectories: Sequence[Trajectory], drops: Mapping[str, Drop]
-) -> Iterator[pa.Table]:
-    """Rows of `layers`, a sublayer at a time.
+) -> Iterator[tuple[str, pa.Table]]:
+    """Rows of `layers` with whose they are, a sublayer at a time.
 
     What dropping each sublayer does serves every recipe, whose other sublayers change nothing.
 
@@ -40,10 +40,12 @@ def layer_rows(
         drops: what each recipe drops, by label.
     """
     places = _places(rows.steps, prompts, trajectories)
-    yield from _layer_tables(rows.label, rows.trace, rows, rows.stats, places)
+    for table in _layer_tables(rows.label, rows.trace, rows, rows.stats, places):
+        yield rows.label, table
     if rows.trace == "dropped":
         for label, drop in drops.items():
-            yield from _layer_tables(label, "local", rows, _only_dropped(rows, drop), places)
+            for table in _layer_tables(label, "local", rows, _only_dropped(rows, drop), places):
+                yield label, table
 
 
 def _only_dropped(rows: LayerRows, drop: Drop) -> Stats:

@@ -1,53 +1,41 @@
-"""The stages of a comparison: the dense model writes, all models read, then every compressed model runs free."""
+"""The stages of a comparison: the dense model writes and reads, then every compressed model has its turn."""
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import torch
 from torch import Tensor
 
-from prunelens.errors import PrunelensError
-from prunelens.metrics.head import Pair, stream_pairs
-from prunelens.metrics.survival import common_prefix
 from prunelens.models.model import Model
-from prunelens.progress import Advance, Reporter
+from prunelens.progress import Reporter
 from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.redundancy import Ranking
 from prunelens.study.calibration_texts import with_repair_texts
 from prunelens.study.candidates import Candidate
 from prunelens.study.compare.dense_texts import DenseTexts
 from prunelens.study.compare.describe import describe_run
-from prunelens.study.compare.drafts import measure_drafts
-from prunelens.study.compare.free_running import Reading, free_stats, free_trajectories, in_pieces
 from prunelens.study.compare.inside import Inside
 from prunelens.study.compare.layer_tables import noise_summary
 from prunelens.study.compare.schemas import SCHEMAS, UnsummarisedError
 from prunelens.study.compare.settings import Settings
 from prunelens.study.compare.summary import summarise
-from prunelens.study.compare.tables import (
-    Stats,
-    alternative_rows,
-    continuation_rows,
-    prompt_end_rows,
-    prompts_table,
-    steps_rows,
-    survival_table,
-)
+from prunelens.study.compare.tables import continuation_rows, prompts_table
+from prunelens.study.compare.turns import Bench, Clock, Told, Turns
 from prunelens.study.prepare import apply_recipes, rank
 from prunelens.study.spool import Spool
 from prunelens.study.store import Run, sound
 from prunelens.tasks.prompts import Prompt
 from prunelens.tracing.forced import Trajectory, forced_states
-from prunelens.tracing.free import couple, write_dense, write_free
+from prunelens.tracing.free import write_dense
 from prunelens.tracing.generate import Continuation
-from prunelens.tracing.prompt_end import prompt_end_stats
 
 
 class Stages:
-    """One comparison in progress; `written` may be taken over from one of the same model, prompts and settings."""
+    """One comparison in progress; `written` may be taken over from one of the same model, prompts and settings.
+
+    Compressed models on the dense model's own weights go together. Every other one is made or opened when its turn
+    comes, and let go when the next one's does, so that two models are held at most.
+    """
 
     def __init__(
         self,
@@ -65,10 +53,10 @@ class Stages:
         self.settings = settings
         self.reporter = reporter
         self.spool = Spool(SCHEMAS)
-        self.seconds: dict[str, float] = {}
+        self._clock = Clock()
 
     def run(self, calibration: list[list[int]] | None, reported: Sequence[str] = ()) -> Run:
-        """All stages in order: write, rank, read, measure, run free.
+        """All stages in order: write, rank, read, and the turns of the compressed models.
 
         Args:
             calibration: texts of the user's; None for the dense model's own.
@@ -88,46 +76,54 @@ class Stages:
             recipes = [candidate.recipe for candidate in self.candidates if candidate.recipe]
             asked = [*(prompt.text for prompt in self.prompts), *reported]
             made_on = with_repair_texts(Calibration(texts), recipes, self.dense, calibration, asked, self.reporter)
-            apply_recipes(self.candidates, self.dense, made_on, ranking, self.reporter, self.settings.seed)
+        together = [candidate for candidate in self.candidates if candidate.shares_weights(self.dense)]
+        self._make(together, made_on, ranking)
         trajectories = self._trajectories(greedy, sampled)
-        with self._clock("reading"):
-            states = self._read(trajectories)
-        with self._clock("comparing"):
-            readings = self._measure(trajectories, states)
-            self._measure_prompt_end(trajectories, states)
-        inside = self._look_inside(trajectories, states[0])
-        for candidate, reading in zip(self.candidates, readings, strict=True):
-            self._go_on(candidate, trajectories, states[0], reading, greedy, sampled)
-        with self._clock("drafting"):
-            drafts, undrafted = measure_drafts(self.dense, self.candidates, self.prompts, self.settings, self.reporter)
+        states, *dropped = self._read(trajectories, together)
+        inside = Inside(self.dense, self.prompts, trajectories[: len(self.prompts)], self.settings, self.reporter)
+        with self._clock("noise floor"):
+            self.spool.add("noise", inside.noise(states))
+        bench = Bench(self.dense, self.prompts, self.settings, self.reporter, self.spool, self._clock)
+        labels = [candidate.label for candidate in self.candidates]
+        turns = Turns(bench, inside, labels, self.written, trajectories, states)
+        if together:
+            turns.take(together, dropped)
+        del dropped
+        self._take_alone(turns, made_on, ranking)
         self.spool.add("prompts", [prompts_table(self.prompts)])
         tables = self.spool.tables()
         try:
-            return Run(tables, self._info(tables, ranking, inside, drafts, undrafted))
+            return Run(tables, self._info(tables, ranking, inside, turns.told))
         except Exception as error:
             raise UnsummarisedError(tables, error) from error
 
-    def _info(
-        self,
-        tables: dict[str, pa.Table],
-        ranking: Ranking | None,
-        inside: Inside,
-        drafts: dict[str, dict[str, Any]],
-        undrafted: dict[str, str],
-    ) -> dict[str, Any]:
+    def _info(self, tables: dict[str, pa.Table], ranking: Ranking | None, inside: Inside, told: Told) -> dict[str, Any]:
         """The content of run.json."""
-        info = describe_run(self.dense, self.candidates, self.prompts, self.settings, ranking, tables, self.seconds)
+        described = [told.described[candidate.label] for candidate in self.candidates]
+        seconds = self._clock.seconds
+        info = describe_run(self.dense, described, self.prompts, self.settings, ranking, tables, seconds)
         info |= {"lens": inside.describe_lens(), "noise": noise_summary(tables["noise"])}
         info |= {"noise_sample": inside.describe_noise_sample()}
         info["nulls"] |= {f"layers.{label}": reason for label, reason in inside.misaligned.items()}
-        info["nulls"] |= undrafted
-        return sound(info | {"summary": summarise(tables, info, drafts)})
+        info["nulls"] |= told.undrafted
+        return sound(info | {"summary": summarise(tables, info, told.drafts)})
 
-    @contextmanager
-    def _clock(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+    def _take_alone(self, turns: Turns, made_on: Calibration, ranking: Ranking | None) -> None:
+        """The turns of all with weights of their own, of which two are never held at once."""
+        alone = [candidate for candidate in self.candidates if not candidate.shares_weights(self.dense)]
+        for place, candidate in enumerate(alone):
+            if place:
+                alone[place - 1].let_go()
+            self._make([candidate], made_on, ranking)
+            states = self._read_alone(turns.trajectories, candidate)
+            turns.take([candidate], [states], f" of {candidate.label}")
+
+    def _make(self, candidates: Sequence[Candidate], made_on: Calibration, ranking: Ranking | None) -> None:
+        """Apply recipes, and open what was let go."""
+        with self._clock("compressing"):
+            for candidate in candidates:
+                candidate.open(self.dense)
+            apply_recipes(candidates, self.dense, made_on, ranking, self.reporter, self.settings.seed)
 
     def _write_dense(self) -> tuple[list[Continuation], list[Continuation]]:
         chosen = self.settings
@@ -145,7 +141,8 @@ class Stages:
         given = self._given
         greedy, sampled = (given.greedy, given.sampled) if given is not None else self._write_dense()
         for trace, written in (("greedy", greedy), ("sampled", sampled)):
-            self.spool.add("continuations", [continuation_rows("dense", trace, self.prompts, written, self.dense)])
+            rows = continuation_rows("dense", trace, self.prompts, written, self.dense)
+            self.spool.add("continuations", [rows], lane=0)
         return greedy, sampled
 
     def _own_texts(self, greedy: list[Continuation]) -> list[list[int]]:
@@ -168,122 +165,19 @@ class Stages:
             for index, prompt in enumerate(self.prompts)
         ]
 
-    def _read(self, trajectories: list[Trajectory]) -> list[Tensor]:
-        """States of the dense model and then of each candidate, (T, d) each."""
-        total = sum(len(trajectory.read_ids) for trajectory in trajectories)
-        variants = {candidate.label: candidate.variant(self.dense) for candidate in self.candidates}
-        drops = {label: variant.drop for label, variant in variants.items() if variant.model is self.dense}
-        advance = self.reporter("dense and dropped models read", total)
-        states, *dropped_states = forced_states(self.dense, trajectories, list(drops.values()), advance=advance)
-        by_label = dict(zip(drops, dropped_states, strict=True))
-        for label, variant in variants.items():
-            if label not in drops:
-                advance = self.reporter(f"{label} reads", total)
-                by_label[label] = forced_states(variant.model, trajectories, advance=advance)[0]
-        return [states, *[by_label[label] for label in variants]]
+    def _read(self, trajectories: list[Trajectory], together: Sequence[Candidate]) -> list[Tensor]:
+        """States of the dense model and then of each candidate that runs on its weights, (T, d) each."""
+        drops = [candidate.variant(self.dense).drop for candidate in together]
+        advance = self.reporter("dense and dropped models read", _num_read(trajectories))
+        with self._clock("reading"):
+            return forced_states(self.dense, trajectories, drops, advance=advance)
 
-    def _pairs(self, states: Sequence[Tensor]) -> list[Pair]:
-        return [
-            Pair(own, candidate.variant(self.dense).model.head)
-            for own, candidate in zip(states, self.candidates, strict=True)
-        ]
+    def _read_alone(self, trajectories: list[Trajectory], candidate: Candidate) -> Tensor:
+        """States (T, d) of a candidate with weights of its own."""
+        advance = self.reporter(f"{candidate.label} reads", _num_read(trajectories))
+        with self._clock("reading"):
+            return forced_states(candidate.variant(self.dense).model, trajectories, advance=advance)[0]
 
-    def _measure(self, trajectories: list[Trajectory], states: list[Tensor]) -> list[Reading]:
-        """Row statistics of every candidate, written as rows piece by piece; what later stages need is returned."""
-        advance = self.reporter("comparing token probabilities", states[0].shape[0])
-        readings = [Reading() for _ in self.candidates]
-        for rows, texts in in_pieces(trajectories):
-            tokens = torch.tensor([token for text in texts for token in text.token_ids])
-            found = self._stream(states[0][rows], self._pairs([own[rows] for own in states[1:]]), tokens, advance)
-            for lane, (candidate, reading, stats) in enumerate(zip(self.candidates, readings, found, strict=True)):
-                self.spool.add("steps", [steps_rows(candidate.label, self.prompts, texts, stats)], lane)
-                reading.add(texts, stats)
-                if texts[0].trace == "greedy":
-                    others = alternative_rows(candidate.label, self.prompts, texts, stats, self.dense)
-                    self.spool.add("alternatives", [others], lane)
-        return readings
 
-    def _stream(self, states: Tensor, pairs: list[Pair], tokens: Tensor, advance: Advance) -> list[Stats]:
-        try:
-            return stream_pairs(states, self.dense.head, pairs, tokens, self.settings.temperature, advance)
-        except ValueError as error:
-            raise PrunelensError(
-                f"{error}: one of the models overflows in {self.dense.dtype}; use --dtype float32"
-            ) from error
-
-    def _measure_prompt_end(self, trajectories: list[Trajectory], states: list[Tensor]) -> None:
-        starts, position = [], 0
-        for trajectory in trajectories:
-            if trajectory.trace == "greedy":
-                starts.append(position)
-            position += len(trajectory.token_ids)
-        first = [own[starts] for own in states]
-        found = prompt_end_stats(
-            self.prompts, first[0], self.dense.head, self._pairs(first[1:]), self.settings.temperature
-        )
-        for candidate, spaces in zip(self.candidates, found, strict=True):
-            self.spool.add("prompt_end", prompt_end_rows(candidate.label, self.prompts, spaces))
-
-    def _look_inside(self, trajectories: list[Trajectory], dense_states: Tensor) -> Inside:
-        texts = [trajectory for trajectory in trajectories if trajectory.trace == "greedy"]
-        inside = Inside(self.dense, self.candidates, self.prompts, texts, self.settings, self.reporter)
-        with self._clock("layers"):
-            self.spool.add("layers", inside.layers())
-        with self._clock("attribution"):
-            self.spool.add("attribution", inside.attribution())
-        with self._clock("noise floor"):
-            self.spool.add("noise", inside.noise(dense_states[: sum(len(text.token_ids) for text in texts)]))
-        return inside
-
-    def _go_on(
-        self,
-        candidate: Candidate,
-        trajectories: list[Trajectory],
-        dense_states: Tensor,
-        reading: Reading,
-        greedy: list[Continuation],
-        sampled: list[Continuation],
-    ) -> None:
-        """Free running and couplings of one candidate, from what its reading has shown at each step of each text."""
-        half, chosen, each = len(self.prompts), self.settings, reading.survival
-        with self._clock("free running"):
-            free = self._run_free(candidate, greedy, reading.known)
-        with self._clock("comparing"):
-            accepted = [stats["acceptance"].numpy() for stats in each[half:]]
-            ids = [prompt.token_ids for prompt in self.prompts]
-            agreed = couple(ids, sampled, accepted, chosen.max_new_tokens, chosen.seed)
-            self._measure_free(candidate, trajectories[:half], dense_states, reading.shared, free, agreed)
-            texts = [(dense.token_ids, own.token_ids) for dense, own in zip(greedy, free, strict=True)]
-            survival = survival_table(candidate.label, each[half:], each[:half], texts, agreed, chosen.max_new_tokens)
-            self.spool.add("survival", [survival])
-
-    def _run_free(self, candidate: Candidate, greedy: list[Continuation], known: Sequence[int]) -> list[Continuation]:
-        chosen = self.settings
-        ids = [prompt.token_ids for prompt in self.prompts]
-        advance = self.reporter(f"{candidate.label} writes", len(ids) * chosen.max_new_tokens)
-        with candidate.variant(self.dense).running() as model:
-            return write_free(model, ids, greedy, known, chosen.max_new_tokens, chosen.batch_size, advance)
-
-    def _measure_free(
-        self,
-        candidate: Candidate,
-        read: Sequence[Trajectory],
-        dense_states: Tensor,
-        forced: Sequence[Stats],
-        free: list[Continuation],
-        agreed: list[list[int]],
-    ) -> None:
-        def measure(dense: Tensor, own: Tensor, token_ids: Tensor) -> Stats:
-            advance = self.reporter(f"comparing {candidate.label} in free running", len(token_ids))
-            pair = Pair(own, candidate.variant(self.dense).model.head)
-            return self._stream(dense, [pair], token_ids, advance)[0]
-
-        diverged = [
-            common_prefix(text.token_ids, own.token_ids, self.settings.max_new_tokens)
-            for text, own in zip(read, free, strict=True)
-        ]
-        stats = free_stats(read, dense_states, forced, free, measure)
-        rows = steps_rows(candidate.label, self.prompts, free_trajectories(read, free), stats, diverged=diverged)
-        self.spool.add("steps", [rows])
-        written = continuation_rows(candidate.label, "greedy", self.prompts, free, self.dense, agreed)
-        self.spool.add("continuations", [written])
+def _num_read(trajectories: Sequence[Trajectory]) -> int:
+    return sum(len(trajectory.read_ids) for trajectory in trajectories)
