@@ -233,7 +233,7 @@ def test_a_template_beside_the_processor_is_the_tokenizers_where_that_has_none(t
 
 def test_long_texts_and_calibration_texts_get_parts_too() -> None:
     model = chat_model(PARTS)
-    items = TaskRunner(model, parse_tasks("core_long"), TaskSettings(limit=2, long_tokens=4))._prompts
+    items = TaskRunner(model, parse_tasks("core_long"), TaskSettings(limit=2, long_tokens=4)).long_task.prompts
     assert [model.tokenizer.decode(item.token_ids) for item in items] == [f"[u]{item.text}[a]" for item in items]
     assert len(items) == 2
 

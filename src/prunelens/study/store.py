@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,8 @@ UNDEFINED = "not a finite number: it is undefined for these models (0/0, or an o
 class Kind:
     """One kind of result on disk: its mark in run.json, its tables, and what run.json must hold.
 
-    `info` checks what pages are drawn from; tables in `needed_rows` cannot be empty.
+    `info` checks what pages are drawn from; tables in `needed_rows` cannot be empty. Results of earlier versions lack
+    the columns in `added` (by table); they are read as empty ones.
     """
 
     format: str
@@ -42,6 +43,7 @@ class Kind:
     command: str
     info: type[BaseModel]
     needed_rows: tuple[str, ...] = ()
+    added: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def article(self) -> str:
@@ -232,18 +234,27 @@ def _read_table(path: Path, kind: Kind, schema: pa.Schema) -> pa.Table:
             raise PrunelensError(f"the {kind.what} is damaged: there is no table {path}; {again}")
         with pq.ParquetFile(path) as file:
             facts = file.metadata
-            if not file.schema_arrow.equals(schema):
+            earlier = pa.schema([one for one in schema if one.name not in kind.added.get(path.stem, ())])
+            if file.schema_arrow not in (schema, earlier):
                 raise PrunelensError(f"{path} has other columns than expected; {again}")
             sizes = [facts.row_group(index).total_byte_size for index in range(facts.num_row_groups)]
             if facts.num_rows > MAX_ROWS or sum(sizes) > MAX_TABLE:
                 raise PrunelensError(
                     f"expected at most {MAX_ROWS:,} rows and {MAX_TABLE // MIB} MiB in {path}, found more; {again}"
                 )
-            return file.read()
+            return _completed(file.read(), schema)
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise PrunelensError(
             f"the {kind.what} is damaged: {path} cannot be read ({shown(str(error))}); {again}"
         ) from error
+
+
+def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with empty columns where an earlier version had none."""
+    for place, column in enumerate(schema):
+        if column.name not in table.column_names:
+            table = table.add_column(place, column, pa.nulls(len(table), column.type))
+    return table
 
 
 def open_run(folder: Path, kind: Kind) -> Run:

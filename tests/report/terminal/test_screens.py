@@ -156,7 +156,7 @@ def test_an_evaluation_is_one_screen_and_cuts_no_number(capsys: pytest.CaptureFi
     assert "105 %" in text
     assert "[95, 115]" in text
     assert "+0.084 nats" in text
-    assert "cut 18 of the dense model's 36" in " ".join(text.split())
+    assert "cut 50 % of the dense model's texts" in " ".join(text.split())
     if full:
         assert "1.23e+08" in text
         assert "[−1.99e+08, 9.88e+07]" in text

@@ -760,7 +760,7 @@ def test_items_at_chance_after_the_search_are_a_note(
 ) -> None:
     folder = copied(undisturbed, tmp_path / "search", lambda question: True)
     whole, held_out = loss_of, TaskSettings(limit=4, subset="held-out", long_tokens=12)
-    names = {prompt.prompt_id for prompt in TaskRunner(dense, parse_tasks("core_long"), held_out)._prompts}
+    names = {prompt.prompt_id for prompt in TaskRunner(dense, parse_tasks("core_long"), held_out).long_task.prompts}
 
     def at_chance(aim: Goal, left: list[MetricScores], right: list[MetricScores]) -> tuple[float, str]:
         if names & left[0].values.keys():

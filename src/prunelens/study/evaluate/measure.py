@@ -1,6 +1,6 @@
 """The dense model with its tasks: what one model does on them, item by item."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,10 +12,10 @@ from prunelens.models.model import Model
 from prunelens.models.surgery.variant import Variant
 from prunelens.progress import Reporter, silent
 from prunelens.study.compare.settings import MOST_TOKENS
+from prunelens.study.evaluate.long_task import LongTask
 from prunelens.tasks.corpora import Corpus, read_corpus
-from prunelens.tasks.encoding import encode, prompt_notes
+from prunelens.tasks.encoding import prompt_notes
 from prunelens.tasks.harness import Harness
-from prunelens.tasks.prompts import Prompt, PromptText
 from prunelens.tasks.retrieval import POOLINGS, Retrieved, neighbour_correlation, overlap_at, retrieve
 from prunelens.tasks.suite import (
     CORE_LONG,
@@ -28,9 +28,11 @@ from prunelens.tasks.suite import (
     long_items,
     retrieval_folder,
 )
-from prunelens.tracing.long_texts import LongText, score_long, write_long
+from prunelens.tracing.long_texts import LongPlan, LongText
 
 NEIGHBOURS = 10
+MOST_SAMPLES = 64
+"""Long texts of one prompt, drawn the same way."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,18 @@ class TaskSettings:
 
     `limit` is the most items of each task, `subset` which of them (`all`, `search`: every second one, `held-out`: the
     others). `batch_size` counts requests run together. `chat_template` applies it to the prompts of harness tasks;
-    core_long always uses it. `long_tokens` is where its texts are cut. `pooling` makes an embedding of a text's
-    states (`mean`, `lasttoken`). `seed` is of experts that are dropped at random. `allow_code` runs tasks that execute
-    what the model writes, without a sandbox.
+    core_long always uses it. `long_tokens` is where its texts are cut, `long_samples` how many of each prompt are drawn
+    in each way (at T = 1, and by the checkpoint's own generation settings where it has any). `pooling` makes an
+    embedding of a text's states (`mean`, `lasttoken`). `seed` is of drawn texts and of experts that are dropped at
+    random. `allow_code` runs tasks that execute what the model writes, without a sandbox.
     """
 
     limit: int | None = None
     subset: str = "all"
     batch_size: int = 40
     chat_template: bool = False
-    long_tokens: int = 256
+    long_tokens: int = 96
+    long_samples: int = 1
     pooling: str = "mean"
     seed: int = 0
     allow_code: bool = False
@@ -63,6 +67,7 @@ class TaskSettings:
             check_whole("--limit", self.limit, 2)
         check_whole("--batch-size", self.batch_size, 1)
         check_whole("--long-tokens", self.long_tokens, 1, MOST_TOKENS)
+        check_whole("long_samples", self.long_samples, 1, MOST_SAMPLES)
         check_flag("chat_template", self.chat_template)
         check_seed(self.seed)
         check_word("a subset", self.subset, SUBSETS)
@@ -71,10 +76,17 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What one model did on the tasks."""
+    """What one model did on the tasks.
+
+    Attributes:
+        scored: item scores.
+        texts: its long texts.
+        null: of the dense model, the scores of long texts that it drew once more with other numbers.
+    """
 
     scored: list[MetricScores]
     texts: list[LongText]
+    null: list[MetricScores] = field(default_factory=list)
 
 
 def open_harness(chosen: TaskSelection, settings: TaskSettings) -> Harness | None:
@@ -113,13 +125,14 @@ class TaskRunner:
         if self._harness is not None:
             self._harness.check_length(dense)
         self._corpora = {name: read_corpus(retrieval_folder(name)) for name in chosen.retrieval}
-        self._prompts = self._long_prompts() if CORE_LONG in chosen.tasks else []
+        self.long_task = self._long_task() if CORE_LONG in chosen.tasks else None
         self._retrieved: dict[str, Retrieved] = {}
 
-    def _long_prompts(self) -> list[Prompt]:
-        items = long_items(self.settings.subset, self.settings.limit)
-        texts = [PromptText(item["id"], item["kind"], ({"role": "user", "content": item["prompt"]},)) for item in items]
-        return encode(texts, self.dense, True, self.settings.long_tokens, f"leave out {CORE_LONG}")
+    def _long_task(self) -> LongTask:
+        chosen = self.settings
+        plan = LongPlan(samples=chosen.long_samples, max_new_tokens=chosen.long_tokens, seed=chosen.seed)
+        items = long_items(chosen.subset, chosen.limit)
+        return LongTask(self.dense, plan, items, chosen.batch_size, self.reporter)
 
     @property
     def notes(self) -> list[str]:
@@ -130,9 +143,8 @@ class TaskRunner:
             for name, corpus in self._corpora.items()
             if _has_no_order(corpus)
         ]
-        return (
-            [note for corpus in self._corpora.values() for note in corpus.notes] + small + prompt_notes(self._prompts)
-        )
+        asked = self.long_task.prompts if self.long_task is not None else []
+        return [note for corpus in self._corpora.values() for note in corpus.notes] + small + prompt_notes(asked)
 
     @cached_property
     def questions(self) -> list[str]:
@@ -148,10 +160,18 @@ class TaskRunner:
         """The checkpoint's generation settings that its written answers in harness tasks follow; None without such."""
         return self._harness.decoding(model) if self._harness is not None else None
 
+    @property
+    def drawn(self) -> dict[str, dict[str, Any]]:
+        """The ways in which long texts are drawn, each with the generation settings that it follows."""
+        plan = self.long_task.plan if self.long_task is not None else None
+        return {one.name: dict(one.settings) for one in plan.samplings} if plan else {}
+
     @cached_property
     def dense_found(self) -> TaskResult:
         """What the dense model does, measured once."""
-        return self._run("dense", Variant(self.dense))
+        found = self._run("dense", Variant(self.dense))
+        null = self.long_task.null() if self.long_task is not None else []
+        return replace(found, null=[_with_use(one, self.chosen.uses.get(CORE_LONG)) for one in null])
 
     def measure(self, label: str, variant: Variant) -> TaskResult:
         """What a compressed model does; where neighbours are compared, the dense one is measured first."""
@@ -163,9 +183,8 @@ class TaskRunner:
         scored: list[MetricScores] = []
         texts: list[LongText] = []
         for name in self.chosen.tasks:
-            if name == CORE_LONG:
-                texts = self._write(label, variant)
-                found = score_long(self.dense, texts)
+            if name == CORE_LONG and self.long_task is not None:
+                texts, found = self.long_task.run(label, variant)
             elif name in self._corpora:
                 found = self._retrieve(label, variant, name)
             else:
@@ -191,11 +210,6 @@ class TaskRunner:
     def _with_tokenizer(self, model: Model) -> Model:
         """A compressed checkpoint may lack the tokenizer that it shares with the dense model."""
         return model if model.tokenizer is not None else replace(model, tokenizer=self.dense.tokenizer)
-
-    def _write(self, label: str, variant: Variant) -> list[LongText]:
-        chosen = self.settings
-        advance = self.reporter(f"{label}: {CORE_LONG}", len(self._prompts) * chosen.long_tokens)
-        return write_long(self.dense, variant, self._prompts, chosen.long_tokens, chosen.batch_size, advance)
 
     def _retrieve(self, label: str, variant: Variant, name: str) -> list[MetricScores]:
         corpus, chosen = self._corpora[name], self.settings
