@@ -15,6 +15,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
@@ -31,10 +32,11 @@ from prunelens.report.pages.sweep import render_sweep
 from prunelens.results import Sweep
 from prunelens.study.compare.schemas import RUN
 from prunelens.study.evaluate.verdict import AT_RISK, BROKEN, SAFE, UNKNOWN
+from prunelens.study.forecast import read_forecast
 from prunelens.study.store import Run, read_run, write_run
 from prunelens.study.sweep.cells import CELL
 from prunelens.study.sweep.executors import EXECUTORS, Outcome, run_local
-from prunelens.study.sweep.forecasts import PREDICTIONS, alike, calibration, use_loss
+from prunelens.study.sweep.forecasts import PREDICTIONS, alike, calibration, fit_forecast, use_loss
 from prunelens.study.sweep.study_file import Cell
 from prunelens.study.sweep.sweep import SWEEP
 from prunelens.study.sweep.tables import CELL_NUMBERS, SCHEMAS, _kind, is_drop, is_mask
@@ -629,6 +631,54 @@ def test_calibration_leaves_out_what_is_not_there() -> None:
     (item,) = [item for item in calibration(rows) if item["column"] == "excess_nll_predicted"]
     assert (item["n"], item["rho"]) == (2, None)
     assert calibration(rows_of([], [])) == []
+
+
+def test_a_forecast_is_fitted_on_each_recipe_once(tmp_path: Path) -> None:
+    numbers = np.linspace(0.1, 2, 26)
+    cells, scores, compared = [], [], {}
+    for at, kl in enumerate(numbers):
+        for seed in (0, 1):
+            key = f"{at}-{seed}"
+            cells.append({"key": key, "recipe": f"recipe-{at}", "seed": seed})
+            loss = (at + 0.4 * seed) / 40
+            row = {"key": key, "use": "short-generation", "decides": "kept", "at_chance": False}
+            scores.append(row | {"dense": 0.5, "compressed": 0.5 * (1 - loss)})
+            compared[key] = Run(
+                {"prompts": pa.table({"token_ids": [[1, 2]]})},
+                {
+                    "dense": {"name": "tiny", "fingerprint": "abc"},
+                    "settings": {"max_new_tokens": 32, "temperature": 1.0, "chat_template": True},
+                    "summary": [
+                        {
+                            "kl": {"mean": float(kl + 0.02 * seed)},
+                            "tv": {"mean": 0.1},
+                            "survival": {},
+                            "excess_nll": {"mean": 0.2},
+                            "options": None,
+                        }
+                    ],
+                },
+            )
+    found = fit_forecast({"cells": cells, "scores": scores}, compared)
+    assert found is not None
+    (one,) = found["classes"]
+    assert (one["use"], one["predictor"], len(one["points"])) == ("short-generation", "kl", 26)
+    assert one["points"][3]["recipe"] == "recipe-3"
+    assert one["points"][3]["loss"] == pytest.approx(3.2 / 40)
+    assert one["points"][3]["predictors"]["kl"] == pytest.approx(numbers[3] + 0.01)
+    assert fit_forecast({"cells": cells, "scores": []}, compared) is None
+    assert fit_forecast({"cells": cells, "scores": scores}, {}) is None
+
+
+def test_a_sweep_of_few_recipes_withholds_its_forecasts(tiny: Path, tmp_path: Path) -> None:
+    found = sweep(study(tiny, "drop-mlp@0", "wanda:0.5", compare=QUICK, tasks=["core_long"]), tmp_path / "sweep")
+    written = read_forecast(tmp_path / "sweep")
+    assert written.model_dump() == found.info["forecast"]
+    assert written.fingerprint == found.info["dense"]["fingerprint"]
+    (one,) = written.classes
+    assert one.use == "long-generation"
+    assert "rests on 2 recipes" in one.withheld
+    assert [point.recipe for point in one.points] == ["drop-mlp@0", "wanda:0.5"]
 
 
 def test_loss_of_a_class() -> None:

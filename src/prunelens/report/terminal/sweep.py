@@ -11,6 +11,7 @@ from prunelens.report.terminal.evaluate import COLOURS, SHORT
 from prunelens.report.terminal.screen import closing, console, lean_table
 from prunelens.report.wording import DASH
 from prunelens.study.evaluate.verdict import UNKNOWN
+from prunelens.study.forecast import PREDICTORS
 from prunelens.tasks.suite import USES
 
 MOST_CELLS = 20
@@ -41,7 +42,25 @@ def print_sweep(
     for item in info["calibration"]:
         rho = "undefined" if item["rho"] is None else f"{item['rho']:.2f}"
         screen.print(Text(f"{item['use']} from {item['name']}: rank correlation {rho}, {item['n']} cells"))
+    for line in forecast_lines(info.get("forecast")):
+        screen.print(Text(line))
     closing(screen, page, info.get("notes", []), seconds, "")
+
+
+def forecast_lines(forecast: dict[str, Any] | None) -> list[str]:
+    """What each class of the sweep's forecast is worth: how often its intervals covered, and how wide they are."""
+    found = []
+    for one in forecast["classes"] if forecast else ():
+        if one["withheld"]:
+            found.append(f"forecast of {one['use']}: withheld, {one['withheld']}")
+            continue
+        unit = "points" if one["bounded"] else "nats per token"
+        width = 100 * one["width"] if one["bounded"] else one["width"]
+        found.append(
+            f"forecast of {one['use']} from {PREDICTORS[one['predictor']].words}: {len(one['points'])} recipes, "
+            f"{100 * one['coverage']:.0f} % of left-out ones in their 90 % interval, median width {width:.2g} {unit}"
+        )
+    return found
 
 
 def cells_table(cells: list[dict[str, Any]], several: bool) -> Table:

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 
 from prunelens.metrics.statistics import rank_correlation
+from prunelens.study.forecast import SETTINGS, Forecast, Point, fit, predictors_of, prompts_hash
+from prunelens.study.store import Run
+from prunelens.tasks.suite import USES
 
 Row = dict[str, Any]
 
@@ -59,6 +62,49 @@ def calibration(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
             rho = rank_correlation(*sides)
             found.append({"use": use, "column": column, "name": name, "rho": rho, "n": len(points), "points": points})
     return found
+
+
+def fit_forecast(rows: Mapping[str, Sequence[Row]], compared: Mapping[str, Run]) -> dict[str, Any] | None:
+    """What the finished cells allow to forecast (F1); None where none was compared and measured.
+
+    Args:
+        rows: of the tables `cells` and `scores`.
+        compared: the comparison of each cell, by its key.
+    """
+    classes = []
+    for use in USES:
+        points = _points(rows, compared, use)
+        if points:
+            classes.append(fit(use, points, bounded=use != "long-generation"))
+    if not classes:
+        return None
+    first = next(iter(compared.values()))
+    found = Forecast(
+        dense=first.info["dense"]["name"],
+        fingerprint=first.info["dense"]["fingerprint"],
+        settings={name: first.info["settings"][name] for name in SETTINGS},
+        prompts=prompts_hash(first.tables["prompts"]),
+        classes=classes,
+    )
+    return found.model_dump()
+
+
+def _points(rows: Mapping[str, Sequence[Row]], compared: Mapping[str, Run], use: str) -> list[Point]:
+    """One point a recipe: the mean over its seeds."""
+    sides: dict[str, list[tuple[dict[str, float], float]]] = {}
+    for cell in rows["cells"]:
+        loss = use_loss(rows, cell["key"], use) if cell["key"] in compared else None
+        if loss is not None and np.isfinite(loss):
+            found = predictors_of(compared[cell["key"]].info["summary"][0])
+            sides.setdefault(cell["recipe"], []).append((found, loss))
+    return [
+        Point(
+            recipe=recipe,
+            predictors={name: float(np.mean([one[name] for one, _ in own])) for name in own[0][0]},
+            loss=float(np.mean([loss for _, loss in own])),
+        )
+        for recipe, own in sides.items()
+    ]
 
 
 def alike(rows: Mapping[str, Sequence[Row]]) -> list[Row]:

@@ -60,6 +60,23 @@ class Alike(Part):
     kl: Number
 
 
+class ClassForecast(Part):
+    """How well one class can be told from a comparison."""
+
+    use: StrictStr
+    predictor: StrictStr
+    points: list[dict[StrictStr, Any]]
+    coverage: Number = None
+    width: Number = None
+    withheld: StrictStr
+
+
+class Forecasts(Part):
+    """What forecast.json holds too."""
+
+    classes: list[ClassForecast]
+
+
 class SweepInfo(Part):
     """Of a sweep."""
 
@@ -68,3 +85,4 @@ class SweepInfo(Part):
     summary: list[Cell]
     calibration: list[Forecast]
     alike: list[Alike]
+    forecast: Forecasts | None = None

@@ -21,6 +21,7 @@ from prunelens.pruning.plugins import check_loadable
 from prunelens.pruning.recipe import parse_recipe
 from prunelens.reading import checked_path, is_directory, is_file, read_bytes
 from prunelens.study.claims import claimed, probe_claim
+from prunelens.study.forecast import FILE
 from prunelens.study.store import PAGE, Kind, Run, info_text, pageless, rendered, sound
 from prunelens.study.sweep.cells import CELLS, Given, keep_error, read_cell, setup, work
 from prunelens.study.sweep.executors import EXECUTORS
@@ -180,6 +181,8 @@ def _finish(study: Study, cells: list[Cell], folder: Path, render: Callable[[Run
         for name, table in run.tables.items():
             _write_table(folder / f"{name}.parquet", table)
         write_whole(folder / "run.json", info_text(run.info))
+        if run.info["forecast"] is not None:
+            write_whole(folder / FILE, json.dumps(run.info["forecast"], indent=1, ensure_ascii=False) + "\n")
         if page is not None:
             write_whole(folder / PAGE, page)
     except OSError as error:

@@ -15,7 +15,7 @@ from prunelens.study.evaluate.scores import score_rows
 from prunelens.study.evaluate.verdict import judge
 from prunelens.study.store import Run
 from prunelens.study.sweep.cells import cell_folder, read_cell, read_parts
-from prunelens.study.sweep.forecasts import alike, calibration
+from prunelens.study.sweep.forecasts import alike, calibration, fit_forecast
 from prunelens.study.sweep.study_file import Cell, Study
 from prunelens.tasks.aggregation import MEAN
 from prunelens.tasks.suite import Metric, MetricScores
@@ -102,6 +102,7 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
     rows: dict[str, list[Row]] = {name: [] for name in SCHEMAS}
     dense: dict[str, Any] = {}
     notes: dict[str, None] = {}
+    compared_cells: dict[str, Run] = {}
     for cell in cells:
         record = read_cell(folder, cell)
         if record is None:
@@ -120,6 +121,8 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
         dense = dense or _dense(compared or evaluated)
         notes |= dict.fromkeys(note for run in (compared, evaluated) if run for note in run.info["notes"])
         summary = compared.info["summary"][0] if compared else None
+        if compared:
+            compared_cells[cell.key] = compared
         rows["cells"].append(about | {"status": "done"} | _numbers(record, summary))
         sides = _sides(evaluated) if evaluated else ([], [])
         scores = score_rows(*sides, evaluated.info["summary"][0]["scores"] if evaluated else ())
@@ -134,6 +137,7 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
         "summary": _summary(rows),
         "calibration": calibration(rows),
         "alike": alike(rows),
+        "forecast": fit_forecast(rows, compared_cells),
         "notes": list(notes),
     }
     return tables, info | _made_with(cells)
