@@ -58,7 +58,8 @@ class Asking(_Part):
     limit: StrictInt | None = None
     batch_size: StrictInt = 40
     chat_template: StrictBool = False
-    long_tokens: StrictInt = 256
+    long_tokens: StrictInt = 96
+    long_samples: StrictInt = 1
     pooling: StrictStr = "mean"
 
     def settings(self, seed: int) -> TaskSettings:
