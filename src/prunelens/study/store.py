@@ -35,8 +35,8 @@ class Kind:
     """One kind of result on disk: its mark in run.json, its tables, and what run.json must hold.
 
     `info` checks what pages are drawn from; tables in `needed_rows` cannot be empty; `renew` says in today's words what
-    an older version wrote. Results of earlier versions lack the columns in `added` (by table); they are read as empty
-    ones.
+    an older version wrote. Results of earlier versions lack the columns in `added` (by table) and the tables in
+    `later`; they are read as empty ones.
     """
 
     format: str
@@ -49,6 +49,7 @@ class Kind:
     needed_rows: tuple[str, ...] = ()
     renew: Callable[["Run"], "Run"] | None = None
     added: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    later: tuple[str, ...] = ()
 
     @property
     def article(self) -> str:
@@ -235,6 +236,8 @@ def _read_info(folder: Path, kind: Kind) -> dict[str, Any]:
 def _read_table(path: Path, kind: Kind, schema: pa.Schema) -> pa.Table:
     again = f"run {kind.command} again"
     try:
+        if path.stem in kind.later and not os.path.lexists(path):
+            return schema.empty_table()
         if not path.is_file():
             raise PrunelensError(f"the {kind.what} is damaged: there is no table {path}; {again}")
         with pq.ParquetFile(path) as file:
