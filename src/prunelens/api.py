@@ -123,7 +123,7 @@ def advise(
     keep: float = 0.95,
     budget: float | None = None,
     tasks: str | Sequence[str] | None = None,
-    long_tokens: int = 256,
+    long_tokens: int = 96,
     limit: int | None = None,
     seed: int = 0,
     reporter: Reporter = silent,

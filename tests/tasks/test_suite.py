@@ -4,7 +4,7 @@ import importlib.util
 import json
 import re
 from collections import Counter
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +31,7 @@ from prunelens.tasks.suite import (
 CORE = suite_folder() / "core"
 RETRIEVAL = suite_folder() / "core_retrieval"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_core_arithmetic.py"
-FEWEST = {"core_choice": 200, "core_facts": 100, "core_arithmetic": 60, "core_copy": 40, "core_long": 32}
+FEWEST = {"core_choice": 200, "core_facts": 100, "core_arithmetic": 60, "core_copy": 40, "core_long": 128}
 SUM = re.compile(r"What is ([0-9 +-]+)\?")
 WORD_PROBLEMS = {
     r"\w+ has (\d+) (\w+) and gets (\d+) more\. How many \2 does \w+ have now\?": lambda has, gets: has + gets,
@@ -266,6 +266,38 @@ def test_long_prompts_by_subset() -> None:
     assert long_items("held-out", 3) == held_out[:3]
     for part in (search, held_out):
         assert {item["kind"] for item in part} == {item["kind"] for item in every}
+
+
+def test_long_prompts_are_balanced_over_kinds() -> None:
+    """As many of every kind, in each subset too; any run of so many prompts holds nearly every kind."""
+    for subset in SUBSETS:
+        kinds = [item["kind"] for item in long_items(subset)]
+        counts = Counter(kinds)
+        assert len(counts) >= 8
+        assert len(set(counts.values())) == 1
+        for end in range(1, len(kinds) + 1):
+            prefix = Counter(kinds[:end])
+            assert max(prefix.values()) - min(prefix[kind] for kind in counts) <= 1
+
+
+def test_long_prompts_are_no_near_duplicates() -> None:
+    """No two share a third of the shorter one's triples of words."""
+    triples = {}
+    for item in items("core_long"):
+        found = re.findall(r"[a-z0-9']+", item["prompt"].lower())
+        triples[item["id"]] = set(zip(found, found[1:], found[2:], strict=False))
+    for one, other in combinations(triples, 2):
+        shared = len(triples[one] & triples[other])
+        assert shared < min(len(triples[one]), len(triples[other])) / 3, (one, other)
+
+
+def test_long_prompts_are_short_lines_of_text() -> None:
+    for item in items("core_long"):
+        assert list(item) == ["id", "kind", "prompt"]
+        assert re.fullmatch(r"long-\d{2,3}", item["id"])
+        assert 24 <= len(item["prompt"]) <= 600
+        assert item["prompt"].isascii()
+        assert "\n" not in item["prompt"]
 
 
 # --------------------------------------------------------------------------- tasks by name

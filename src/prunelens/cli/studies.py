@@ -16,7 +16,6 @@ from prunelens.cli.options import (
     Dense,
     Device,
     Dtype,
-    ExpertSeed,
     Full,
     Json,
     LongTokens,
@@ -44,12 +43,15 @@ def evaluate(
         bool,
         typer.Option(help="Use the template for lm_eval tasks too.", show_default=False, rich_help_panel=TEXTS),
     ] = False,
-    long_tokens: LongTokens = 256,
+    long_tokens: LongTokens = 96,
     pooling: Annotated[
         str, typer.Option(metavar="KIND", help="How retrieval embeds: mean or lasttoken.", rich_help_panel=TEXTS)
     ] = "mean",
     calibration: CalibrationTexts = None,
-    seed: ExpertSeed = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Seed of drawn texts, and of experts that are dropped at random."),
+    ] = 0,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run code that a model writes, without a sandbox.")
     ] = False,
@@ -156,7 +158,7 @@ def advise(
         str | None, typer.Option(metavar="NAMES", help="Tasks that decide the use, instead of core ones.")
     ] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Maximum items per task and half.")] = None,
-    long_tokens: LongTokens = 256,
+    long_tokens: LongTokens = 96,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the random drops to compare with.")] = 0,
     plugin: Plugin = None,
     dtype: Dtype = None,

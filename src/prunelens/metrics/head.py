@@ -91,16 +91,20 @@ def stream_divergences(
     return [merge(parts) for parts in collected]
 
 
-def token_nll(
+def token_costs(
     states: Float[Tensor, "T d"], head: Head, token_ids: Int64[Tensor, " T"], temperature: float = 1.0
-) -> Float64[Tensor, " T"]:
-    """-log p of one token a row, in nats, from the states that enter the head; float64 on the CPU."""
-    found = torch.empty(len(token_ids), dtype=torch.float64)
+) -> tuple[Float64[Tensor, " T"], Float64[Tensor, " T"]]:
+    """(-log p of one token a row, entropy of the row's p), nats, from the states that enter the head.
+
+    Both in float64 on the CPU. The entropy is what -log p comes to on average where the token is drawn from p.
+    """
+    costs, entropies = (torch.empty(len(token_ids), dtype=torch.float64) for _ in range(2))
     for start, stop, logits in _logit_chunks(states, head):
         logs = torch.log_softmax(logits.double() / temperature, dim=-1)
         tokens = token_ids[start:stop].to(logs.device).unsqueeze(1)
-        found[start:stop] = -logs.gather(1, tokens).squeeze(1).cpu()
-    return found
+        costs[start:stop] = -logs.gather(1, tokens).squeeze(1).cpu()
+        entropies[start:stop] = -torch.where(logs.isneginf(), 0.0, logs.exp() * logs).sum(dim=-1).cpu()
+    return costs, entropies
 
 
 class LogitPairs:

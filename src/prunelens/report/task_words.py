@@ -8,9 +8,10 @@ from prunelens.report.wording import DASH
 
 SHARES = {
     *("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"),
-    *("ndcg_at_10", "recall_at_10", "overlap_at_10", "loops", "cut_by_limit"),
+    *("ndcg_at_10", "recall_at_10", "overlap_at_10", "loops", "cut_by_limit", "atypical", "unclosed_thinking"),
 }
 UNITS = {
+    "excess_nll": "nats per token that the dense model needs beyond what it expects",
     "nll_dense": "nats per token that the dense model needs for the text",
     "length": "tokens",
     "distinct_3": "distinct 3-grams, share",
@@ -27,6 +28,19 @@ def decoding_lines(info: Mapping[str, Any]) -> list[str]:
         "Written answers of harness tasks follow each checkpoint's own generation settings, as lm_eval itself does; "
         f"for core_long {found['others']}."
     ]
+
+
+def null_lines(info: Mapping[str, Any]) -> list[str]:
+    """How far the dense model's long texts differ from its own drawn once more; nothing for results without it."""
+    found = {row["metric"]: row for row in info.get("null", ()) if row["difference"]["mean"] is not None}
+    shown = [
+        f"{name} {amount(found[name]['difference'], is_shown_as_share(found[name]))}"
+        for name in ("excess_nll", "atypical", "loops", "length")
+        if name in found
+    ]
+    if not shown:
+        return []
+    return [f"core_long: the dense model against itself, drawn with other numbers: {', '.join(shown)}."]
 
 
 def amount(found: Mapping[str, Any], share: bool) -> str:

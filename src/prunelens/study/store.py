@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +35,8 @@ class Kind:
     """One kind of result on disk: its mark in run.json, its tables, and what run.json must hold.
 
     `info` checks what pages are drawn from; tables in `needed_rows` cannot be empty; `renew` says in today's words what
-    an older version wrote.
+    an older version wrote. Results of earlier versions lack the columns in `added` (by table) and the tables in
+    `later`; they are read as empty ones.
     """
 
     format: str
@@ -47,6 +48,8 @@ class Kind:
     info: type[BaseModel]
     needed_rows: tuple[str, ...] = ()
     renew: Callable[["Run"], "Run"] | None = None
+    added: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    later: tuple[str, ...] = ()
 
     @property
     def article(self) -> str:
@@ -233,11 +236,14 @@ def _read_info(folder: Path, kind: Kind) -> dict[str, Any]:
 def _read_table(path: Path, kind: Kind, schema: pa.Schema) -> pa.Table:
     again = f"run {kind.command} again"
     try:
+        if path.stem in kind.later and not os.path.lexists(path):
+            return schema.empty_table()
         if not path.is_file():
             raise PrunelensError(f"the {kind.what} is damaged: there is no table {path}; {again}")
         with pq.ParquetFile(path) as file:
             facts = file.metadata
-            if not file.schema_arrow.equals(schema):
+            earlier = pa.schema([one for one in schema if one.name not in kind.added.get(path.stem, ())])
+            if file.schema_arrow not in (schema, earlier):
                 raise PrunelensError(f"{path} has other columns than expected; {again}")
             sizes = [facts.row_group(index).total_byte_size for index in range(facts.num_row_groups)]
             if facts.num_rows > MAX_ROWS or sum(sizes) > MAX_TABLE:
@@ -245,7 +251,7 @@ def _read_table(path: Path, kind: Kind, schema: pa.Schema) -> pa.Table:
                     f"expected at most {MAX_ROWS:,} rows and {MAX_TABLE // MIB} MiB in {path}, found more; {again}"
                 )
             spool = Spool({path.stem: schema})
-            spool.add(path.stem, map(_table_of, file.iter_batches(GROUP_ROWS)))
+            spool.add(path.stem, (_completed(batch, schema) for batch in file.iter_batches(GROUP_ROWS)))
             return spool.tables()[path.stem]
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise PrunelensError(
@@ -253,8 +259,13 @@ def _read_table(path: Path, kind: Kind, schema: pa.Schema) -> pa.Table:
         ) from error
 
 
-def _table_of(batch: pa.RecordBatch) -> pa.Table:
-    return pa.Table.from_batches([batch])
+def _completed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+    """A table with empty columns where an earlier version had none."""
+    table = pa.Table.from_batches([batch])
+    for place, column in enumerate(schema):
+        if column.name not in table.column_names:
+            table = table.add_column(place, column, pa.nulls(len(table), column.type))
+    return table
 
 
 def open_run(folder: Path, kind: Kind) -> Run:

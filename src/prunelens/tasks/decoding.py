@@ -12,7 +12,7 @@ NAMES = (
 """Settings that say nothing of how tokens are chosen."""
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
 """Settings that greedy decoding does not read."""
-FREE = "the model's own generation settings are set aside"
+FREE = "texts are drawn at T = 1, and by the dense checkpoint's own settings where it has any"
 
 
 def own_settings(model: Model, samples: bool = False) -> dict[str, Any]:
@@ -44,5 +44,5 @@ def decoding_note(settings: dict[str, dict[str, Any] | None]) -> list[str]:
     )
     return [
         f"written answers of lm-evaluation-harness tasks follow the checkpoint's own generation settings, as lm_eval "
-        f"itself does ({listed}); core_long and compare set them aside"
+        f"itself does ({listed}); compare sets them aside, and core_long draws texts both ways"
     ]

@@ -1,13 +1,15 @@
 """Let a model write: batched cached decoding with one rule a row, keeping the states that enter the head.
 
-The rule of a row chooses each token from the row's logits: the most likely one (greedy) or a draw from the whole
-distribution (sampled). Draws come from a number per row and step that depends on the seed and the prompt alone, so
-neither the batch nor the order of the prompts changes what is written.
+The rule of a row chooses each token from the row's logits: the most likely one (greedy), a draw from the whole
+distribution (sampled), or one from what a checkpoint's generation settings leave of it (warped). Draws come from a
+number per row and step that depends on the seed and the prompt alone, so neither the batch nor the order of the
+prompts changes what is written.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +46,22 @@ class Sampled:
     temperature: float
 
 
-Rule = Greedy | Sampled
+@dataclass(frozen=True)
+class Warped:
+    """A draw from what logits processors leave of the distribution.
+
+    Attributes:
+        uniforms: (steps,), the number in [0, 1) that decides each draw.
+        processors: transformers' logits processors, from (1, T) token ids and (1, V) logits to (1, V) logits.
+        prompt: the row's prompt, which they see too.
+    """
+
+    uniforms: Float[np.ndarray, " steps"]
+    processors: Sequence[Any]
+    prompt: Sequence[int]
+
+
+Rule = Greedy | Sampled | Warped
 
 
 @dataclass
@@ -159,6 +176,7 @@ class _Texts:
         """The next tokens, and the rows that go on; one copy to the host a step."""
         tokens = logits.argmax(-1)
         self._draws.put(tokens, logits, len(self._states), self._rows)
+        self._draws.put_warped(tokens, logits, self._tokens, self._rows)
         self._note(states, tokens.tolist())
         going_on = [place for place, row in enumerate(self._rows) if self._is_writing[row]]
         if going_on and not (self._leaves and len(going_on) <= WORTH_LEAVING * len(self._rows)):
@@ -202,6 +220,7 @@ class _Draws:
         self._uniforms = torch.from_numpy(numbers).to(device)
         self._temperatures = torch.tensor([[rule.temperature] for rule in chosen], dtype=torch.float64, device=device)
         self._order = {row: place for place, row in enumerate(self._sampled)}
+        self._warped = {row: rule for row, rule in enumerate(rules) if isinstance(rule, Warped)}
 
     def put(self, tokens: Int64[Tensor, " B"], logits: Float[Tensor, "B V"], step: int, rows: Rows) -> None:
         """Replace the tokens of sampled rows by their draws, a few rows at a time to hold little in float64."""
@@ -211,6 +230,20 @@ class _Draws:
             places, own = map(list, zip(*drawn[low : low + at_once], strict=True))
             probs = softmax(logits[places], self._temperatures[own])
             tokens[places] = draw(probs, self._uniforms[own, step])
+
+    def put_warped(
+        self, tokens: Int64[Tensor, " B"], logits: Float[Tensor, "B V"], written: Sequence[Sequence[int]], rows: Rows
+    ) -> None:
+        """Replace the tokens of rows with processors by their draws, row by row: each has a past of its own length."""
+        for place, row in enumerate(rows):
+            rule, step = self._warped.get(row), len(written[row])
+            if rule is None or step >= len(rule.uniforms):
+                continue
+            seen, scores = torch.tensor([[*rule.prompt, *written[row]]], device=logits.device), logits[place, None]
+            for processor in rule.processors:
+                scores = processor(seen, scores)
+            number = torch.tensor(rule.uniforms[step : step + 1], device=logits.device)
+            tokens[place] = draw(softmax(scores, 1.0), number)[0]
 
 
 def _rows_at_once(logits: Float[Tensor, "B V"]) -> int:

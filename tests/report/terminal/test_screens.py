@@ -10,6 +10,7 @@ from test_page import SETTINGS, asked
 import prunelens.report.terminal.screen as screen_module
 from conftest import tiny_model
 from prunelens import Comparison, compare
+from prunelens.report.task_words import null_lines
 from prunelens.report.terminal.compare import print_result
 from prunelens.report.terminal.evaluate import print_evaluation
 from prunelens.report.terminal.sweep import print_sweep
@@ -157,7 +158,7 @@ def test_an_evaluation_is_one_screen_and_cuts_no_number(capsys: pytest.CaptureFi
     assert "[95, 115]" in text
     assert "+0.084 nats" in text
     assert "≈ 1,300 more" in text
-    assert "cut 18 of the dense model's 36" in " ".join(text.split())
+    assert "cut 50 % of the dense model's texts" in " ".join(text.split())
     if full:
         assert "1.23e+08" in text
         assert "[−1.99e+08, 9.88e+07]" in text
@@ -191,3 +192,14 @@ def test_what_the_next_command_needs_is_said(
     last = screen(capsys)[-1]
     assert (last == "Next: prunelens evaluate tiny drop-mlp:1") == installed
     assert ("pip install 'prunelens[tasks]'" in last) != installed
+
+
+def test_the_dense_model_against_itself_is_one_line() -> None:
+    ends = {"mean": -0.021, "low": -0.11, "high": 0.07}
+    rows = [{"metric": name, "difference": ends} for name in ("excess_nll", "atypical", "distinct_3")]
+    rows.append({"metric": "length", "difference": {"mean": None, "low": None, "high": None}})
+    (line,) = null_lines({"null": rows})
+    assert "excess_nll −0.021 [−0.110, 0.070], atypical −2.1 % [−11.0, 7.0]" in line
+    assert "distinct" not in line
+    assert "length" not in line
+    assert null_lines({}) == null_lines({"null": []}) == []  # results of earlier versions, and without long texts

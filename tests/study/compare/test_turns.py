@@ -77,7 +77,7 @@ def test_each_has_the_rows_that_it_has_alone(tmp_path: Path) -> None:
     assert [record["label"] for record in whole.info["compressed"]] == [str(one) for one in given]
     assert whole.info["compressed"] == [found.info["compressed"][0] for found in single]
     for name, table in whole.tables.items():
-        column = {"continuations": "model", "noise": None, "prompts": None}.get(name, "compressed")
+        column = {"continuations": "model", "noise": None, "anchors": None, "prompts": None}.get(name, "compressed")
         if column is None:
             assert table.equals(single[0].tables[name])
             continue

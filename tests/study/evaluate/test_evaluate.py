@@ -31,9 +31,10 @@ from prunelens.tasks.harness import Harness
 from prunelens.tasks.retrieval import score
 from prunelens.tasks.retrieval_scores import _guessed_ndcg, _guessed_recall
 from prunelens.tasks.suite import parse_tasks, suite_folder
+from prunelens.tracing.generate import uniforms
 
 TASKS = ("core_choice", "core_facts", "core_long", "core_retrieval")
-LONG_METRICS = ["nll_dense", "loops", "cut_by_limit", "distinct_3", "length"]
+LONG_METRICS = ["excess_nll", "atypical", "loops", "nll_dense", "cut_by_limit", "distinct_3", "length"]
 NEIGHBOURS = ["ndcg_at_10", "recall_at_10", "overlap_at_10", "neighbour_correlation"]
 COLUMNS = {
     "tasks": {
@@ -54,9 +55,14 @@ COLUMNS = {
         "num_tokens": "int32",
         "ended": "bool",
         "nll_dense": "double",
+        "entropy_dense": "double",
+        "sampling": "string",
+        "repeat": "int32",
+        "atypical": "bool",
+        "loops": "bool",
     },
 }
-"""What other people's scripts read; a change here is a change of the format's version."""
+"""What other people's scripts read; columns may be added, any other change is one of the format's version."""
 HOSTILE = "<script>alert(1)</script>&\"'\u202e\x1b[31m"
 
 
@@ -109,7 +115,7 @@ def test_a_model_against_itself(itself: Evaluation) -> None:
     assert [row["task"] for row in record["scores"]] == [
         "core_choice",
         "core_facts",
-        *["core_long"] * 5,
+        *["core_long"] * len(LONG_METRICS),
         *[TASKS[3]] * 4,
     ]
     assert [row["metric"] for row in record["scores"]] == ["acc", "exact_match", *LONG_METRICS, *NEIGHBOURS]
@@ -128,7 +134,7 @@ def test_a_model_against_itself(itself: Evaluation) -> None:
             assert (row["lost"], row["gained"], row["sign_test"]) == (0, 0, 1)
     kept = {row["metric"]: row["kept"] for row in record["scores"]}
     assert kept["overlap_at_10"]["mean"] == 1
-    assert kept["nll_dense"] is None
+    assert kept["excess_nll"] is None
     assert kept["exact_match"] is None  # the random model knows nothing
     assert {line["verdict"] for line in record["verdicts"]} == {"undecided", "not measured"}  # four items prove nothing
     assert {line["use"]: line["verdict"] for line in record["verdicts"]}["long-generation"] == "undecided"
@@ -146,7 +152,7 @@ def test_answers_stand_beside_what_was_expected(itself: Evaluation) -> None:
     assert {row["answer"] for row in rows.values() if row["task"] in TASKS[2:]} == {None}
 
 
-def test_long_texts_are_greedy_and_read_by_the_dense_model(dense: Model, dropped_and_masked: Evaluation) -> None:
+def test_long_texts_are_drawn_and_read_by_the_dense_model(dense: Model, dropped_and_masked: Evaluation) -> None:
     tokenizer, exact = text_tokenizer(), copy.deepcopy(dense.network).double()
     writers = {"dense": exact, "drop-attention@0+drop-mlp@2": zeroed(exact, attention=[0], mlp=[2])}
     for label, writer in writers.items():
@@ -156,9 +162,10 @@ def test_long_texts_are_greedy_and_read_by_the_dense_model(dense: Model, dropped
             assert (row["prompt"], row["kind"]) == (item["prompt"], item["kind"])
             ids = tokenizer(item["prompt"])["input_ids"]
             start = len(ids)
-            for _ in range(row["num_tokens"]):
+            for number in uniforms(0, "long texts, plain, own", ids, 0, 12)[: row["num_tokens"]]:
                 with torch.inference_mode():
-                    ids.append(int(writer(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+                    chances = torch.softmax(writer(input_ids=torch.tensor([ids])).logits[0, -1], dim=-1)
+                ids.append(int((torch.cumsum(chances, 0) > number).nonzero()[0, 0]))
             assert row["ended"] == (ids[-1] == tokenizer.eos_token_id)
             assert row["num_tokens"] == 12 or row["ended"]
             assert row["text"] == tokenizer.decode(ids[start : len(ids) - row["ended"]])
@@ -166,6 +173,43 @@ def test_long_texts_are_greedy_and_read_by_the_dense_model(dense: Model, dropped
                 steps = torch.log_softmax(exact(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1], -1)
             costs = -steps[range(len(steps)), ids[start:]]
             assert row["nll_dense"] == pytest.approx(costs.mean().item(), rel=1e-4)
+            entropies = torch.special.entr(steps.exp()).sum(-1)
+            assert row["entropy_dense"] == pytest.approx(entropies.mean().item(), rel=1e-4)
+            assert (row["sampling"], row["repeat"], row["loops"]) == ("plain", 0, False)
+
+
+def test_the_dense_model_beside_itself_is_stored(dropped_and_masked: Evaluation) -> None:
+    rows = {row["metric"]: row for row in dropped_and_masked.info["null"]}
+    assert list(rows) == LONG_METRICS
+    for name in ("excess_nll", "nll_dense"):
+        assert rows[name]["difference"]["mean"] != 0
+        shown = dropped_and_masked.summary[0]["scores"]
+        assert rows[name]["dense"] == next(row["dense"] for row in shown if row["metric"] == name)
+    assert all(row["task"] == "core_long" and row["items"] == 6 for row in rows.values())
+    assert dropped_and_masked.info["decoding"]["core_long"] == {"plain": {}}
+
+
+def test_several_texts_of_a_prompt_are_one_item(dense: Model) -> None:
+    network = copy.deepcopy(dense.network)
+    network.generation_config.update(do_sample=True, temperature=0.3, top_k=40)
+    settings = {"tasks": "core_long", "limit": 3, "long_tokens": 6, "long_samples": 2, "seed": 5}
+    found = evaluate(other("sharp", network), "drop-mlp@1", **settings)
+    rows = [row for row in found.tables["texts"].to_pylist() if row["model"] == "drop-mlp@1"]
+    assert [(row["sampling"], row["repeat"]) for row in rows] == 3 * [
+        ("plain", 0),
+        ("plain", 1),
+        ("own", 0),
+        ("own", 1),
+    ]
+    assert len({row["text"] for row in rows}) == 12
+    by_item = values(found, "drop-mlp@1")["core_long", "nll_dense"]
+    for item, value in by_item.items():
+        assert value == pytest.approx(sum(row["nll_dense"] for row in rows if row["prompt_id"] == item) / 4)
+    assert list(by_item) == [item["id"] for item in items("core_long")[:3]]
+    assert found.info["decoding"]["core_long"] == {"plain": {}, "own": {"temperature": 0.3, "top_k": 40}}
+    assert {row["items"] for row in found.summary[0]["scores"]} == {3}
+    again = evaluate(other("sharp", network), "drop-mlp@1", **settings | {"seed": 6})
+    assert again.tables["texts"]["text"] != found.tables["texts"]["text"]
 
 
 # --------------------------------------------------------------------------- recipes
@@ -274,7 +318,7 @@ def test_columns_are_a_contract(itself: Evaluation, tmp_path: Path) -> None:
         assert dict(zip(table.column_names, map(str, table.schema.types), strict=True)) == columns
     rows = pq.read_table(tmp_path / "tasks" / "tasks.parquet").to_pylist()
     keys = [(row["model"], row["task"], row["metric"], row["item_id"]) for row in rows]
-    assert len(set(keys)) == len(keys) == 2 * 4 * (2 + 5 + 4)
+    assert len(set(keys)) == len(keys) == 2 * 4 * (2 + len(LONG_METRICS) + 4)
     means: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         if row["model"] == "dense":
@@ -290,6 +334,7 @@ def test_columns_are_a_contract(itself: Evaluation, tmp_path: Path) -> None:
         "batch_size": 40,
         "chat_template": False,
         "long_tokens": 8,
+        "long_samples": 1,
         "pooling": "mean",
         "seed": 0,
         "allow_code": False,
@@ -586,4 +631,5 @@ def test_progress_reaches_its_total(dense: Model, tmp_path: Path) -> None:
         assert totals[f"{label}: core_choice"] == sum(finished[f"{label}: core_choice"]) == 8
         assert totals[f"{label}: core_long"] == sum(finished[f"{label}: core_long"]) == 8
         assert totals[f"{label}: {name}"] == sum(finished[f"{label}: {name}"]) == 15
-    assert len(totals) == 6
+    assert totals["dense, other numbers: core_long"] == sum(finished["dense, other numbers: core_long"]) == 8
+    assert len(totals) == 7

@@ -9,12 +9,22 @@ from markupsafe import Markup
 from prunelens.report.figures.drawing import GRID, MUTED, Figure, Key, Look, Panel, axis, draw, look, plot_text
 from prunelens.report.pages.environment import THEME, environment
 from prunelens.report.pages.payload import script_json
-from prunelens.report.task_words import UNITS, amount, chance_words, decoding_lines, is_shown_as_share, remark
+from prunelens.report.task_words import (
+    UNITS,
+    amount,
+    chance_words,
+    decoding_lines,
+    is_shown_as_share,
+    null_lines,
+    remark,
+)
 from prunelens.report.wording import shorten
 from prunelens.study.rows import rows_of
 from prunelens.study.store import Run
+from prunelens.tracing.sampling import OWN, PLAIN
 
 MAX_CHANGED = 60
+DRAWN = "Drawn with the same random numbers by every model"
 ROW_HEIGHT = 26
 
 Record = Mapping[str, Any]
@@ -41,7 +51,7 @@ def render_evaluation(run: Run) -> str:
             cut=_cut(run),
             changed=_changed(run),
             made=_made(info),
-            notes=[*decoding_lines(info), *info["notes"]],
+            notes=[*decoding_lines(info), *null_lines(info), *info["notes"]],
         )
     )
 
@@ -186,14 +196,21 @@ def _texts(run: Run) -> list[dict[str, Any]]:
 
 def _remark(row: Record) -> str:
     end = "ended by itself" if row["ended"] else "cut by the limit"
-    return f"{row['num_tokens']} tokens, {end}, {row['nll_dense']:.2f} nats per token under the dense model"
+    cost = f"{row['nll_dense']:.2f} nats per token under the dense model"
+    if row["entropy_dense"] is not None:
+        cost += f", which expects {row['entropy_dense']:.2f}"
+    flags = [word for word, holds in (("loops", row["loops"]), ("atypical", row["atypical"])) if holds]
+    drawn = {PLAIN: ["T = 1"], OWN: ["own settings"]}.get(row["sampling"], [])
+    return ", ".join([*flags, *drawn, f"{row['num_tokens']} tokens", end, cost])
 
 
 def _cut(run: Run) -> str:
     dense = rows_of(run.tables["texts"], model="dense").to_pylist()
     whole = sum(not row["ended"] for row in dense)
+    drawn = any(row["sampling"] is not None for row in dense)
+    how = f"{DRAWN if drawn else 'Greedy decoding'} after the same prompt."
     return (
-        f"Greedy decoding after the same prompt. The limit of {run.info['settings']['long_tokens']} tokens cut {whole} "
+        f"{how} The limit of {run.info['settings']['long_tokens']} tokens cut {whole} "
         f"of the dense model's {len(dense)} texts; of those no ending can be judged."
     )
 

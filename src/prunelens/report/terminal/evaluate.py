@@ -7,7 +7,16 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from prunelens.report.task_words import amount, chance_words, decoding_lines, is_shown_as_share, one_line, remark, why
+from prunelens.report.task_words import (
+    amount,
+    chance_words,
+    decoding_lines,
+    is_shown_as_share,
+    null_lines,
+    one_line,
+    remark,
+    why,
+)
 from prunelens.report.terminal.screen import closing, console, lean_table
 from prunelens.study.evaluate.words import BROKEN, DEGRADED, SAFE, UNDECIDED
 
@@ -97,10 +106,10 @@ def _limit_lines(info: Mapping[str, Any]) -> list[str]:
     cut = [row for record in info["summary"] for row in record["scores"] if row["metric"] == "cut_by_limit"]
     if not cut:
         return []
-    whole, items = round(cut[0]["dense"]["mean"] * cut[0]["items"]), cut[0]["items"]
     return [
-        f"core_long: the limit of {info['settings']['long_tokens']} tokens cut {whole} of the dense model's "
-        f"{items} texts; a text that is cut has no end to judge."
+        f"core_long: the limit of {info['settings']['long_tokens']} tokens cut {100 * cut[0]['dense']['mean']:.0f} % "
+        "of the dense model's texts; a text that is cut has no end to judge.",
+        *null_lines(info),
     ]
 
 

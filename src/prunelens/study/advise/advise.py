@@ -79,7 +79,7 @@ def check_advice(
     keep: float = 0.95,
     budget: float | None = None,
     tasks: str | Sequence[str] | None = None,
-    long_tokens: int = 256,
+    long_tokens: int = 96,
     limit: int | None = None,
     seed: int = 0,
 ) -> tuple[Goal, TaskSelection, TaskSettings]:

@@ -12,6 +12,7 @@ from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.redundancy import Ranking
 from prunelens.study.calibration_texts import with_repair_texts
 from prunelens.study.candidates import Candidate
+from prunelens.study.compare.anchored import measure_anchors, summarise_anchors
 from prunelens.study.compare.dense_texts import DenseTexts
 from prunelens.study.compare.describe import describe_run
 from prunelens.study.compare.inside import Inside
@@ -54,6 +55,7 @@ class Stages:
         self.reporter = reporter
         self.spool = Spool(SCHEMAS)
         self._clock = Clock()
+        self.anchors: list[dict[str, Any]] = []
 
     def run(self, calibration: list[list[int]] | None, reported: Sequence[str] = ()) -> Run:
         """All stages in order: write, rank, read, and the turns of the compressed models.
@@ -81,8 +83,7 @@ class Stages:
         trajectories = self._trajectories(greedy, sampled)
         states, *dropped = self._read(trajectories, together)
         inside = Inside(self.dense, self.prompts, trajectories[: len(self.prompts)], self.settings, self.reporter)
-        with self._clock("noise floor"):
-            self.spool.add("noise", inside.noise(states))
+        self._vary_dense(trajectories, states, inside)
         bench = Bench(self.dense, self.prompts, self.settings, self.reporter, self.spool, self._clock)
         labels = [candidate.label for candidate in self.candidates]
         turns = Turns(bench, inside, labels, self.written, trajectories, states)
@@ -104,9 +105,19 @@ class Stages:
         info = describe_run(self.dense, described, self.prompts, self.settings, ranking, tables, seconds)
         info |= {"lens": inside.describe_lens(), "noise": noise_summary(tables["noise"])}
         info |= {"noise_sample": inside.describe_noise_sample()}
+        info |= {"anchors": summarise_anchors(self.anchors, tables["anchors"], self.settings.max_new_tokens)}
         info["nulls"] |= {f"layers.{label}": reason for label, reason in inside.misaligned.items()}
         info["nulls"] |= told.undrafted
         return sound(info | {"summary": summarise(tables, info, told.drafts)})
+
+    def _vary_dense(self, trajectories: list[Trajectory], states: Tensor, inside: Inside) -> None:
+        """What is measured of the dense model itself: the noise floor and the anchors."""
+        with self._clock("noise floor"):
+            self.spool.add("noise", inside.noise(states))
+        with self._clock("anchors"):
+            self.anchors = measure_anchors(
+                self.dense, self.prompts, trajectories, states, self.settings, self.spool, self.reporter
+            )
 
     def _take_alone(self, turns: Turns, made_on: Calibration, ranking: Ranking | None) -> None:
         """The turns of all with weights of their own, of which two are never held at once."""

@@ -130,7 +130,7 @@ def collect(
         "compressed": [describe_candidate(candidate, runner.dense) for candidate in candidates],
         "tasks": list(runner.chosen.tasks),
         "settings": asdict(runner.settings),
-        "decoding": {"harness": decoding, "others": FREE},
+        "decoding": {"harness": decoding, "others": FREE, "core_long": runner.drawn},
         "thresholds": thresholds.model_dump(),
         "notes": [
             *[note for model in models for note in model.notes],
@@ -145,6 +145,7 @@ def collect(
             for name in ("prunelens", "torch", "transformers", *(["lm_eval"] if runner.chosen.harness else []))
         },
         "summary": summary,
+        "null": score_rows(runner.dense_found.scored, runner.dense_found.null),
     }
     tables = {"tasks": values_table(everything), "texts": texts_table(everything)}
     return Run(tables, sound(info))

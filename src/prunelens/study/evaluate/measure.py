@@ -1,6 +1,7 @@
 """The dense model with its tasks: what one model does on them, item by item."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,17 @@ class TaskRunner:
             trim(self._answers)
         return Measurement(self.tasks, "dense", Variant(self.dense), kept)
 
+    @property
+    def drawn(self) -> dict[str, dict[str, Any]]:
+        """The ways in which long texts are drawn, each with the generation settings that it follows."""
+        plan = self.tasks.long_plan
+        return {one.name: dict(one.settings) for one in plan.samplings} if plan else {}
+
     @cached_property
     def dense_found(self) -> TaskResult:
         """What the dense model does on all items, measured once."""
         self.dense_measured.run(self.chosen.tasks)
-        return self.dense_measured.result()
+        return replace(self.dense_measured.result(), null=self.dense_measured.null())
 
     def begin(self, label: str, variant: Variant, made_of: Mapping[str, Any] | None = None) -> Measurement:
         """A compressed model on the tasks, of which nothing was run yet.

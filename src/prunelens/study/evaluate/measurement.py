@@ -5,22 +5,22 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from prunelens.models.model import Model
 from prunelens.models.surgery.variant import Variant
+from prunelens.study.evaluate.long_task import LongTexts
 from prunelens.study.evaluate.rounds import share_of
 from prunelens.study.evaluate.task_set import TaskSet
 from prunelens.tasks.harness import Asking
 from prunelens.tasks.harness_metrics import Row
 from prunelens.tasks.kept_answers import KeptAnswers
-from prunelens.tasks.prompts import Prompt
 from prunelens.tasks.retrieval import Retrieved, retrieve
 from prunelens.tasks.retrieval_scores import retrieval_scores
 from prunelens.tasks.suite import CORE_LONG, MetricScores
-from prunelens.tracing.long_texts import LongText, score_long, write_long
+from prunelens.tracing.long_scores import score_long
+from prunelens.tracing.long_texts import LongText
 
 MOST_SIMILARITIES = 1_000_000
 """Numbers of a retrieval task that are kept; those of a larger one are computed anew."""
@@ -28,10 +28,17 @@ MOST_SIMILARITIES = 1_000_000
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What one model did on the tasks."""
+    """What one model did on the tasks.
+
+    Attributes:
+        scored: item scores.
+        texts: its long texts.
+        null: of the dense model, the scores of long texts that it drew once more with other numbers.
+    """
 
     scored: list[MetricScores]
     texts: list[LongText]
+    null: list[MetricScores] = field(default_factory=list)
 
 
 @dataclass
@@ -53,8 +60,13 @@ class Measurement:
     dense: "Measurement | None" = None
     _samples: dict[str, dict[str, list[Row]]] = field(default_factory=dict, init=False)
     _asked: dict[str, dict[str, set[int]]] = field(default_factory=dict, init=False)
-    _texts: dict[int, LongText] = field(default_factory=dict, init=False)
+    _long: LongTexts = field(init=False)
     _retrieved: dict[str, Retrieved] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._long = LongTexts(
+            self.tasks, self.label, self.variant, self.kept, self.dense._long if self.dense else None
+        )
 
     def run(self, tasks: Sequence[str], rounds: int = 1, number: int = 0) -> None:
         """Run one round of several of some tasks.
@@ -82,7 +94,12 @@ class Measurement:
         scored: list[MetricScores] = []
         for name in self.tasks.chosen.tasks if tasks is None else tasks:
             scored += [with_use(one, self.tasks.chosen.uses.get(name)) for one in self._score(name)]
-        return TaskResult(scored, [self._texts[place] for place in sorted(self._texts)])
+        return TaskResult(scored, self._long.judged())
+
+    def null(self) -> list[MetricScores]:
+        """Of the dense model, the scores of its long texts drawn with other numbers; empty where there are none."""
+        use = self.tasks.chosen.uses.get(CORE_LONG)
+        return [with_use(one, use) for one in self._long.null()] if self._asked.get(CORE_LONG) else []
 
     def retrieved(self, name: str) -> Retrieved:
         """What the model retrieves in a task, found once."""
@@ -97,7 +114,7 @@ class Measurement:
         if not missing:
             return
         if name == CORE_LONG:
-            self._write(missing[name])
+            self._long.write(missing[name])
         elif name in self.tasks.corpora:
             self.retrieved(name)
         else:
@@ -109,7 +126,7 @@ class Measurement:
         if not self._asked.get(name):
             return []
         if name == CORE_LONG:
-            return score_long(self.tasks.dense, [self._texts[place] for place in sorted(self._texts)])
+            return score_long(self._long.judged())
         if name in self.tasks.corpora:
             reference, queries = (self.dense or self).retrieved(name), self.tasks.places(name)[name]
             return retrieval_scores(name, self.tasks.corpora[name], reference, self.retrieved(name), queries)
@@ -133,34 +150,6 @@ class Measurement:
         known = self._samples.setdefault(name, {})
         for key, samples in found.items():
             known[key] = _in_order([*known.get(key, []), *samples])
-
-    def _write(self, places: Sequence[int]) -> None:
-        kept = self.kept.of(CORE_LONG) if self.kept is not None else None
-        missing = []
-        for place in places:
-            prompt = self.tasks.prompts[place]
-            known = kept.get(CORE_LONG, self._long_request(prompt)) if kept is not None else None
-            if known is None:
-                missing.append(place)
-            else:
-                self._texts[place] = _read_text(prompt, known)
-        if self.kept is not None:
-            self.kept.num_items += len(places) - len(missing)
-        texts = self._write_missing([self.tasks.prompts[place] for place in missing]) if missing else []
-        for place, text in zip(missing, texts, strict=True):
-            self._texts[place] = text
-            if kept is not None:
-                kept.add(CORE_LONG, self._long_request(text.prompt), _stored_text(text))
-        if kept is not None:
-            kept.write()
-
-    def _long_request(self, prompt: Prompt) -> list[Any]:
-        return [list(prompt.token_ids), self.tasks.settings.long_tokens]
-
-    def _write_missing(self, prompts: Sequence[Prompt]) -> list[LongText]:
-        chosen = self.tasks.settings
-        advance = self.tasks.reporter(f"{self.label}: {CORE_LONG}", len(prompts) * chosen.long_tokens)
-        return write_long(self.tasks.dense, self.variant, prompts, chosen.long_tokens, chosen.batch_size, advance)
 
     def _retrieve(self, name: str) -> Retrieved:
         corpus, chosen = self.tasks.corpora[name], self.tasks.settings
@@ -192,11 +181,3 @@ def _in_order(samples: Sequence[Row]) -> list[Row]:
     """Samples as one run over all of them gives them: filter by filter, each in the order of the items."""
     filters = list(dict.fromkeys(sample["filter"] for sample in samples))
     return sorted(samples, key=lambda sample: (filters.index(sample["filter"]), sample["doc_id"]))
-
-
-def _stored_text(text: LongText) -> dict[str, Any]:
-    return {"token_ids": list(text.token_ids), "text": text.text, "ended": text.ended, "nll_dense": text.nll_dense}
-
-
-def _read_text(prompt: Prompt, stored: Mapping[str, Any]) -> LongText:
-    return LongText(prompt, tuple(stored["token_ids"]), stored["text"], stored["ended"], stored["nll_dense"])

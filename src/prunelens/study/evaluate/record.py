@@ -79,3 +79,4 @@ class EvaluationInfo(Part):
     seconds: StrictFloat
     versions: dict[StrictStr, StrictStr]
     summary: list[Judged] = Field(min_length=1)
+    null: list[Score] = Field(default_factory=list)

@@ -31,6 +31,11 @@ SCHEMAS = {
             ("num_tokens", pa.int32()),
             ("ended", pa.bool_()),
             ("nll_dense", pa.float64()),
+            ("entropy_dense", pa.float64()),
+            ("sampling", pa.string()),
+            ("repeat", pa.int32()),
+            ("atypical", pa.bool_()),
+            ("loops", pa.bool_()),
         ]
     ),
 }
@@ -57,6 +62,7 @@ EVALUATION = Kind(
     EvaluationInfo,
     ("tasks",),
     renewed,
+    {"texts": ("entropy_dense", "sampling", "repeat", "atypical", "loops")},
 )
 
 
@@ -84,13 +90,18 @@ def texts_table(found: Mapping[str, TaskResult]) -> pa.Table:
     rows = [
         {
             "model": model,
-            "prompt_id": text.prompt.prompt_id,
-            "kind": text.prompt.kind,
-            "prompt": text.prompt.text,
+            "prompt_id": text.prompt_id,
+            "kind": text.kind,
+            "prompt": text.prompt,
             "text": text.text,
             "num_tokens": len(text.token_ids),
             "ended": text.ended,
             "nll_dense": text.nll_dense,
+            "entropy_dense": text.entropy_dense,
+            "sampling": text.sampling,
+            "repeat": text.repeat,
+            "atypical": text.atypical,
+            "loops": text.loops,
         }
         for model, one in found.items()
         for text in one.texts

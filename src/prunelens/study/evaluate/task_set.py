@@ -25,6 +25,11 @@ from prunelens.tasks.suite import (
     long_items,
     retrieval_folder,
 )
+from prunelens.tracing.long_texts import LongPlan
+from prunelens.tracing.sampling import samplings
+
+MOST_SAMPLES = 64
+"""Long texts of one prompt, drawn the same way."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +38,18 @@ class TaskSettings:
 
     `limit` is the most items of each task, `subset` which of them (`all`, `search`: every second one, `held-out`: the
     others). `batch_size` counts requests run together. `chat_template` applies it to the prompts of harness tasks;
-    core_long always uses it. `long_tokens` is where its texts are cut. `pooling` makes an embedding of a text's
-    states (`mean`, `lasttoken`). `seed` is of experts that are dropped at random. `allow_code` runs tasks that execute
-    what the model writes, without a sandbox.
+    core_long always uses it. `long_tokens` is where its texts are cut, `long_samples` how many of each prompt are drawn
+    in each way (at T = 1, and by the checkpoint's own generation settings where it has any). `pooling` makes an
+    embedding of a text's states (`mean`, `lasttoken`). `seed` is of drawn texts, of the order of items, and of experts
+    that are dropped at random. `allow_code` runs tasks that execute what the model writes, without a sandbox.
     """
 
     limit: int | None = None
     subset: str = "all"
     batch_size: int = 40
     chat_template: bool = False
-    long_tokens: int = 256
+    long_tokens: int = 96
+    long_samples: int = 1
     pooling: str = "mean"
     seed: int = 0
     allow_code: bool = False
@@ -57,6 +64,7 @@ class TaskSettings:
             check_whole("--limit", self.limit, 2)
         check_whole("--batch-size", self.batch_size, 1)
         check_whole("--long-tokens", self.long_tokens, 1, MOST_TOKENS)
+        check_whole("long_samples", self.long_samples, 1, MOST_SAMPLES)
         check_flag("chat_template", self.chat_template)
         check_seed(self.seed)
         check_word("a subset", self.subset, SUBSETS)
@@ -87,7 +95,8 @@ class TaskSet:
         harness: the tasks of lm-evaluation-harness, where they are loaded already.
 
     Raises:
-        PrunelensError: an unknown task, data that cannot be loaded, or a library that is missing.
+        PrunelensError: an unknown task, data that cannot be loaded, a library that is missing, or generation settings
+            of the checkpoint that cannot be followed.
     """
 
     def __init__(
@@ -107,11 +116,17 @@ class TaskSet:
             self.harness.check_length(dense)
         self.corpora = {name: read_corpus(retrieval_folder(name)) for name in chosen.retrieval}
         self.prompts = self._long_prompts() if CORE_LONG in chosen.tasks else []
+        self.long_plan = self._long_plan() if CORE_LONG in chosen.tasks else None
 
     def _long_prompts(self) -> list[Prompt]:
         items = long_items(self.settings.subset, self.settings.limit)
         texts = [PromptText(item["id"], item["kind"], ({"role": "user", "content": item["prompt"]},)) for item in items]
         return encode(texts, self.dense, True, self.settings.long_tokens, f"leave out {CORE_LONG}")
+
+    def _long_plan(self) -> LongPlan:
+        """The ways to draw texts are those of the dense checkpoint, for every model."""
+        chosen = self.settings
+        return LongPlan(tuple(samplings(self.dense)), chosen.long_samples, chosen.long_tokens, chosen.seed)
 
     @property
     def notes(self) -> list[str]:
