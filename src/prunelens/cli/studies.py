@@ -62,7 +62,7 @@ def evaluate(
     full: Full = False,
     as_json: Json = False,
 ) -> None:
-    """Measure on real tasks what compressed models are still good for.
+    """Measure on real tasks what compressed models can still do.
 
     A killed run resumes where --output names the same folder.
     """
