@@ -36,7 +36,7 @@ class Kind:
 
     `info` checks what pages are drawn from; tables in `needed_rows` cannot be empty; `renew` says in today's words what
     an older version wrote. Results of earlier versions lack the columns in `added` (by table) and the tables in
-    `later`; they are read as empty ones.
+    `later`, which run.json names then; they are read as empty ones.
     """
 
     format: str
@@ -215,7 +215,12 @@ def read_run(folder: Path, kind: Kind) -> Run:
     missing = [key for key in ("format_version", *kind.required) if key not in info]
     if missing:
         raise PrunelensError(f"the {kind.what} in {folder} is damaged (run.json lacks {missing[0]}); {again}")
-    tables = {name: _read_table(folder / f"{name}.parquet", kind, schema) for name, schema in kind.schemas.items()}
+    tables = {
+        name: schema.empty_table()
+        if name in kind.later and name not in info
+        else _read_table(folder / f"{name}.parquet", kind, schema)
+        for name, schema in kind.schemas.items()
+    }
     return Run(tables, info)
 
 
@@ -236,8 +241,6 @@ def _read_info(folder: Path, kind: Kind) -> dict[str, Any]:
 def _read_table(path: Path, kind: Kind, schema: pa.Schema) -> pa.Table:
     again = f"run {kind.command} again"
     try:
-        if path.stem in kind.later and not os.path.lexists(path):
-            return schema.empty_table()
         if not path.is_file():
             raise PrunelensError(f"the {kind.what} is damaged: there is no table {path}; {again}")
         with pq.ParquetFile(path) as file:
