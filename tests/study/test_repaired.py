@@ -56,6 +56,11 @@ def compared(*recipes: str, **more: Any) -> Comparison:
     return compare(text_model(), *recipes, **settings)
 
 
+def notes(found: Comparison) -> list[str]:
+    """What is noted, but for the number of prompts, which is small in all these tests."""
+    return [note for note in found.info["notes"] if "intervals of KL" not in note]
+
+
 @pytest.fixture(scope="module")
 def found(short: Any) -> Comparison:
     return compared(*RECIPES, attribute=True)
@@ -89,7 +94,7 @@ def assert_finite(found: Comparison, *recipes: str) -> None:
 
 def test_every_number_is_finite(found: Comparison) -> None:
     assert_finite(found, *RECIPES)
-    assert found.info["notes"] == []
+    assert notes(found) == []
 
 
 @pytest.mark.parametrize(
@@ -210,8 +215,8 @@ def test_texts_that_hold_a_reported_prompt_are_not_fitted_on(tmp_path: Path) -> 
     clean, dirty = written(tmp_path / "clean.jsonl", *OTHERS), written(tmp_path / "dirty.jsonl", held, *OTHERS)
     left_out = compared(LINEAR, ATTENTION, calibration=dirty, lens_steps=0)
     without = compared(LINEAR, ATTENTION, calibration=clean, lens_steps=0)
-    assert without.info["notes"] == []
-    assert left_out.info["notes"] == [
+    assert notes(without) == []
+    assert notes(left_out) == [
         f"{LINEAR}: repair:linear: 1 of 6 calibration texts hold what is reported on and were left out of the fit"
     ]
     assert made(left_out, LINEAR)["repaired"] == made(without, LINEAR)["repaired"]
@@ -221,7 +226,7 @@ def test_texts_that_hold_a_reported_prompt_are_not_fitted_on(tmp_path: Path) -> 
 def test_without_a_repair_no_text_is_left_out(tmp_path: Path) -> None:
     calibration = written(tmp_path / "held.jsonl", *ASKED)
     found = compared("drop-attention:1", "wanda:0.5", calibration=calibration, lens_steps=0)
-    assert found.info["notes"] == []
+    assert notes(found) == []
 
 
 def test_where_every_text_holds_a_reported_prompt_nothing_is_read(tmp_path: Path) -> None:
@@ -240,7 +245,7 @@ def test_where_every_text_holds_a_reported_prompt_nothing_is_read(tmp_path: Path
 def test_few_tokens_are_told(tmp_path: Path) -> None:
     calibration = written(tmp_path / "few.jsonl", "Name a tree.")
     found = compared(LINEAR, f"{ATTENTION}+repair:bias", calibration=calibration, lens_steps=0)
-    assert found.info["notes"] == [f"{LINEAR}: repair:linear: fitted on 12 tokens, fewer than the 32 inputs of a map"]
+    assert notes(found) == [f"{LINEAR}: repair:linear: fitted on 12 tokens, fewer than the 32 inputs of a map"]
 
 
 def test_a_model_of_few_words_is_calibrated_by_a_file(tmp_path: Path) -> None:

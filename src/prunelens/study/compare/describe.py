@@ -66,7 +66,7 @@ def describe_run(
         "dense": describe_model(dense) | describe_size(Candidate("dense"), dense),
         "compressed": [one.record for one in compressed],
         "ranking": _describe_ranking(ranking, settings.calibration),
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"anchors": list(settings.anchors)},
         "units": STAT_COLUMNS,
         "nulls": _nulls(tables, prompts),
         "notes": [*dense.notes, *(note for one in compressed for note in one.model_notes)]
