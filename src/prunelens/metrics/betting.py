@@ -1,4 +1,4 @@
-"""Bets against "the mean is at least 0": a test that may be looked at after every value (theory.md, V9).
+"""Bets against "the mean is at least 0": a test that may be looked at after every value (theory.md, V11).
 
 After Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", 2024. Somebody who doubts the
 claim starts with a capital of 1 and bets on each value before it is seen; the capital is multiplied by 1 − λ · value.
@@ -53,7 +53,7 @@ def joint_capital(values: Float[np.ndarray, "K T M"], top: Float[np.ndarray, " M
     return np.cumsum(np.log1p(-bets[:, None] * values).sum(axis=1), axis=0)
 
 
-def rejects(values: Float[np.ndarray, "K *T"], top: float, alpha: float = ALPHA) -> int | None:
+def rejects(values: Float[np.ndarray, "K ..."], top: float, alpha: float = ALPHA) -> int | None:
     """After how many steps the claim "the means of the T values add up to at least 0" may be rejected, or None.
 
     Args:

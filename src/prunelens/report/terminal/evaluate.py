@@ -99,7 +99,9 @@ def rules_in_words(summary: list[dict[str, Any]]) -> str:
     rules = dict.fromkeys(line["rule"] for record in summary for line in record["verdicts"] if line["rule"])
     lines = [line for record in summary for line in record["verdicts"]]
     more = "; ≈: so many more items would decide" if any(line.get("more") for line in lines) else ""
-    used = "; n of m items: decided before the others were run" if any(line.get("stopped_early") for line in lines) else ""
+    used = (
+        "; n of m items: decided before the others were run" if any(line.get("stopped_early") for line in lines) else ""
+    )
     return f"[95 % interval]; {'; '.join(rules)}{more}{used}" if rules else "Nothing was measured for any use."
 
 

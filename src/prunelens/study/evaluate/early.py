@@ -1,6 +1,6 @@
 """Whether a class may be called degraded or broken before its items end: looked at after every round of items.
 
-`safe` is never said here: it takes all items and the interval of a fixed number of them (theory.md, V9).
+`safe` is never said here: it takes all items and the interval of a fixed number of them (theory.md, V11).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

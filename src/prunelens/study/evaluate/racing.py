@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from prunelens.metrics.betting import ALPHA
 from prunelens.models.surgery.variant import Variant
 from prunelens.study.evaluate.early import Round, Stopped, decide, sequence_of
