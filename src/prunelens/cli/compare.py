@@ -82,6 +82,18 @@ def compare(
     draft: Annotated[
         bool, typer.Option("--draft", help="Time speculative decoding with it as draft.", rich_help_panel=INSIDE)
     ] = False,
+    anchors: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Roundings of dense to read beside: bfloat16,int8 or none.",
+            rich_help_panel=INSIDE,
+        ),
+    ] = "bfloat16,int8",
+    forecast: Annotated[
+        Path | None,
+        typer.Option(metavar="SWEEP", help="Say what to expect in each use, from a sweep.", rich_help_panel=INSIDE),
+    ] = None,
     plugin: Plugin = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -109,6 +121,8 @@ def compare(
         "attribute": attribute,
         "noise_dtype": noise_dtype,
         "draft": draft,
+        "anchors": () if anchors == "none" else tuple(name.strip() for name in anchors.split(",")),
+        "forecast": str(forecast) if forecast else None,
     }
     opening = (dtype, device, trust_remote_code)
     _compare(target, dense, compressed, opening, texts, settings, full=full, as_json=as_json)

@@ -65,7 +65,10 @@ def evaluate(
     full: Full = False,
     as_json: Json = False,
 ) -> None:
-    """Measure which uses compressed models are still good for, on real tasks. With -o a killed run resumes."""
+    """Measure on real tasks what compressed models can still do.
+
+    A killed run resumes where --output names the same folder.
+    """
     from prunelens.tasks.names import check_no_code
     from prunelens.tasks.suite import parse_tasks
 

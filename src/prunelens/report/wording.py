@@ -118,3 +118,16 @@ def _visible_character(character: str) -> str:
 def is_special(token: str) -> bool:
     """Whether a token looks like a marker of the tokenizer, such as <|im_end|>."""
     return _SPECIAL.fullmatch(token) is not None
+
+
+def expectation(found: Mapping[str, Any]) -> str:
+    """What a forecast says of one class of use, never in a verdict's word (F1)."""
+    use = str(found["use"]).replace("-", " ")
+    if found["refused"]:
+        return f"{use}: no forecast, {found['refused']}"
+    source = f"(90 % interval; forecast from {found['predictor']}, {found['cells']} recipes of this model)"
+    if not found["bounded"]:
+        low, value, high = (f"{found[end]:+.2f}" for end in ("low", "value", "high"))
+        return f"{use}: expected excess of {value} nats per token [{low}, {high}] {source}"
+    kept, low, high = (100 * (1 - found[end]) for end in ("value", "high", "low"))
+    return f"{use}: expected to keep {kept:.0f} % [{low:.0f}, {high:.0f}] {source}"

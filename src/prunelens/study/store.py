@@ -35,8 +35,8 @@ class Kind:
     """One kind of result on disk: its mark in run.json, its tables, and what run.json must hold.
 
     `info` checks what pages are drawn from; tables in `needed_rows` cannot be empty; `renew` says in today's words what
-    an older version wrote. Results of earlier versions lack the columns in `added` (by table); they are read as empty
-    ones.
+    an older version wrote. Results of earlier versions lack the columns in `added` (by table) and the tables in
+    `later`, which run.json names then; they are read as empty ones.
     """
 
     format: str
@@ -49,6 +49,7 @@ class Kind:
     needed_rows: tuple[str, ...] = ()
     renew: Callable[["Run"], "Run"] | None = None
     added: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    later: tuple[str, ...] = ()
 
     @property
     def article(self) -> str:
@@ -214,7 +215,12 @@ def read_run(folder: Path, kind: Kind) -> Run:
     missing = [key for key in ("format_version", *kind.required) if key not in info]
     if missing:
         raise PrunelensError(f"the {kind.what} in {folder} is damaged (run.json lacks {missing[0]}); {again}")
-    tables = {name: _read_table(folder / f"{name}.parquet", kind, schema) for name, schema in kind.schemas.items()}
+    tables = {
+        name: schema.empty_table()
+        if name in kind.later and name not in info
+        else _read_table(folder / f"{name}.parquet", kind, schema)
+        for name, schema in kind.schemas.items()
+    }
     return Run(tables, info)
 
 

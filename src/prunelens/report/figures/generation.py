@@ -35,6 +35,7 @@ def survival_overview(run: Run) -> Figure:
         )
         own["line"]["dash"] = style.dash
         traces.append(own)
+    traces += anchor_curves(run)
     traces.append(_half(horizon))
     bands = (
         "the band is the 95 % interval over prompts, and where bands overlap this run does not tell the models apart"
@@ -46,6 +47,18 @@ def survival_overview(run: Run) -> Figure:
         f"At n tokens the curve is the probability that both models have written the same n tokens; {bands}.",
         (Panel("", draw(traces, _survival_layout(horizon)), height=380),),
     )
+
+
+def anchor_curves(run: Run) -> list[dict[str, Any]]:
+    """S(n) of the dense model with rounded weights (A2), grey, one dash each."""
+    found = []
+    for anchor, dash in zip(run.info.get("anchors", []), ("dot", "dash"), strict=False):
+        if not anchor.get("reason"):
+            n = np.arange(1, len(anchor["curve"]) + 1)
+            curve = line(n, np.array(anchor["curve"]), f"dense in {anchor['anchor']}", MUTED, hovertemplate="%{y:.3f}")
+            curve["line"]["dash"] = dash
+            found.append(curve)
+    return found
 
 
 def survival_figure(run: Run, index: int) -> Figure:
@@ -78,6 +91,7 @@ def survival_figure(run: Run, index: int) -> Figure:
         free,
         _marks(n, column(rows, "survival_greedy"), "greedy, predicted S3", "x-thin", INK),
         _marks(n, column(rows, "survival_coupled"), "coupling, simulated S3′", "circle-open", style.colour),
+        *anchor_curves(run),
         _half(len(n)),
     ]
     return Figure(

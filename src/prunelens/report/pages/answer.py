@@ -103,8 +103,8 @@ COLUMNS = (
     Column(
         "KL mean, nats",
         "KL(p‖p′) of the next-token probabilities, dense to compressed, mean over the tokens of the dense "
-        "model's greedy texts, both models reading the same text. In brackets the 95 % interval (bootstrap "
-        "over prompts).",
+        "model's greedy texts, both models reading the same text. In brackets the 95 % interval "
+        "over prompts.",
         _kl_mean,
     ),
     Column(
@@ -172,6 +172,15 @@ MORE = (
 def cells(record: Record, columns: Sequence[Column] = COLUMNS) -> list[Cell]:
     """The row of one compressed model, one cell per column."""
     return [column.cell(record) for column in columns]
+
+
+ANCHORED = ("KL mean, nats", "Same top-1", "S(8)", "Faithful length, tokens", "S(32)")
+"""Titles of the columns that anchors have a number for."""
+
+
+def anchor_cells(record: Record, columns: Sequence[Column] = COLUMNS) -> list[Cell]:
+    """The row of one anchor (A2)."""
+    return [column.cell(record) if column.title in ANCHORED else Cell("") for column in columns]
 
 
 def sentence(record: Record, temperature: float) -> str:

@@ -1,16 +1,16 @@
 """A run as one self-contained page, and its summary as a fragment, from the tables alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from markupsafe import Markup
 
 from prunelens.report.figures import accumulation, attribution, curves, depth, generation, local, noise, options, points
-from prunelens.report.figures.drawing import COLOURS, Figure
+from prunelens.report.figures.drawing import COLOURS, MUTED, Figure
 from prunelens.report.pages import answer, details, draft
 from prunelens.report.pages.environment import THEME, environment
 from prunelens.report.pages.payload import KL_EDGES, Texts, script_json
-from prunelens.report.wording import shorten
+from prunelens.report.wording import expectation, shorten
 from prunelens.study.compare.summary import by_damage_per_byte
 from prunelens.study.store import Run
 
@@ -23,8 +23,9 @@ class AnswerRow:
     colour: str
     cells: list[answer.Cell]
     more: list[answer.Cell]
-    sentence: str
-    checks: str
+    sentence: str = ""
+    checks: str = ""
+    expected: list[str] = field(default_factory=list)
 
 
 def render_page(run: Run) -> str:
@@ -42,7 +43,8 @@ def render_page(run: Run) -> str:
             theme=Markup(script_json(THEME)),
             edges=KL_EDGES,
             rows=_answer_rows(run),
-            ranked=_ranked_rows(run),
+            ranked=[*_ranked_rows(run), *_anchor_rows(run)],
+            anchors=run.info.get("anchors", []),
             columns=answer.COLUMNS,
             more=answer.MORE,
             info=run.info,
@@ -79,6 +81,7 @@ def _answer_rows(run: Run) -> list[AnswerRow]:
             answer.cells(record, answer.MORE),
             answer.sentence(record, temperature),
             answer.checks(record),
+            [expectation(one) for one in record.get("expected") or []],
         )
         for index, record in enumerate(run.info["summary"])
     ]
@@ -90,6 +93,17 @@ def _ranked_rows(run: Run) -> list[AnswerRow]:
     places = {id(record): index for index, record in enumerate(summary)}
     rows = _answer_rows(run)
     return [rows[places[id(record)]] for record in by_damage_per_byte(summary)]
+
+
+def _anchor_rows(run: Run) -> list[AnswerRow]:
+    """The dense model with rounded weights, below the compressed models: a scale for them (A2)."""
+    return [
+        AnswerRow(
+            f"dense in {found['anchor']}", MUTED, answer.anchor_cells(found), answer.anchor_cells(found, answer.MORE)
+        )
+        for found in run.info.get("anchors", [])
+        if not found.get("reason")
+    ]
 
 
 def _described(run: Run) -> dict[str, Any]:

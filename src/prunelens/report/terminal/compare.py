@@ -12,7 +12,7 @@ from rich.text import Text
 from prunelens.errors import printable
 from prunelens.report.terminal.compare_full import print_full
 from prunelens.report.terminal.screen import closing, console, lean_table
-from prunelens.report.wording import percent
+from prunelens.report.wording import expectation, percent
 from prunelens.study.compare.summary import by_damage_per_byte, free_agreement, texts_of
 
 MOST_WITH_INTERVALS = 8
@@ -45,10 +45,21 @@ def print_result(
     """
     screen = console()
     screen.print(_title(info), answer_table(info), Text(EXPLAINED, style="dim"), sep="\n")
+    for line in _expected(info):
+        screen.print(Text(line))
     screen.print(_diverging(tables, info))
     if full:
         print_full(info)
     closing(screen, page, remarks(info), seconds, following)
+
+
+def _expected(info: dict[str, Any]) -> list[str]:
+    """What the forecast says, class by class, under the name of each model."""
+    lines: list[str] = []
+    for record in by_damage_per_byte(info["summary"]):
+        found = record.get("expected") or []
+        lines += [printable(record["compressed"]), *(f"  {expectation(one)}" for one in found)] if found else []
+    return [*lines, ""] if lines else []
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,11 @@ def answer_table(info: dict[str, Any]) -> Table:
         cells = [show(record) for _, show in columns]
         shown = [Text(f"{cell.main}\n{cell.below}".rstrip("\n") if several else cell.main) for cell in cells]
         table.add_row(Text(printable(record["compressed"])), *shown)
+    for anchor in info.get("anchors", []):
+        if "reason" not in anchor:
+            given = [show(anchor) if name in ANCHORED else _Cell("") for name, show in columns]
+            shown = [Text(f"{cell.main}\n{cell.below}".rstrip("\n") if several else cell.main) for cell in given]
+            table.add_row(Text(f"dense in {anchor['anchor']}"), *shown, style="dim")
     return table
 
 
@@ -86,6 +102,7 @@ def _title(info: dict[str, Any]) -> Text:
 EXPLAINED = """\
 KL: nats per token. S(8): both models sample the same 8 tokens. Faithful: tokens
 until half of the sampled texts have diverged. [95 % intervals over prompts]
+Dense in bfloat16, int8: its own weights rounded, for scale.
 """
 
 
@@ -130,6 +147,9 @@ COLUMNS: list[tuple[str, Show]] = [
     ("\nS(8)", _survival),
     ("faith-\nful", _faithful),
 ]
+
+ANCHORED = ("same\ntop-1", "\nKL", "\nS(8)", "faith-\nful")
+"""Columns that anchors have a number for."""
 
 
 def _diverging(tables: dict[str, pa.Table], info: dict[str, Any]) -> Text | Table:

@@ -1,6 +1,7 @@
 """Compare a dense model with compressed ones: check what was asked, then run the stages."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from prunelens.pruning.calibration import read_calibration
 from prunelens.study.candidates import Candidate, Compressible, open_candidates, parse_candidates
 from prunelens.study.compare.settings import Settings
 from prunelens.study.compare.stages import Stages
+from prunelens.study.compare.tables import prompts_table
+from prunelens.study.forecast import Forecast, check_forecast, expect, prompts_hash, read_forecast
 from prunelens.study.settings import chosen_settings
 from prunelens.study.store import Run
 from prunelens.tasks.encoding import encode
@@ -33,8 +36,20 @@ def run_compare(
     candidates = open_candidates(model, compressed)
     _check_attribute(chosen, candidates)
     encoded = encode(texts, model, chosen.chat_template, chosen.max_new_tokens)
+    forecast = read_forecast(Path(chosen.forecast)) if chosen.forecast else None
+    if forecast is not None:
+        check_forecast(forecast, model.fingerprint, asdict(chosen), prompts_hash(prompts_table(encoded)))
     calibration = read_calibration(Path(chosen.calibration), model) if chosen.calibration else None
-    return Stages(model, candidates, encoded, chosen, reporter).run(calibration)
+    run = Stages(model, candidates, encoded, chosen, reporter).run(calibration)
+    return run if forecast is None else _with_expected(run, forecast)
+
+
+def _with_expected(run: Run, forecast: Forecast) -> Run:
+    """The run with what each model is expected to lose in each use."""
+    summary = [
+        record | {"expected": [asdict(one) for one in expect(forecast, record)]} for record in run.info["summary"]
+    ]
+    return Run(run.tables, run.info | {"summary": summary})
 
 
 def read_texts(prompts: str | Path | Sequence[PromptText]) -> list[PromptText]:

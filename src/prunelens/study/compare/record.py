@@ -1,6 +1,6 @@
 """What the run.json of a comparison holds, for each compressed model and in all."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
@@ -172,6 +172,19 @@ class Attribution(Part):
     rank_correlation: dict[StrictStr, Correlation]
 
 
+class ExpectedLoss(Part):
+    """What a forecast expects of one class of use (F1): the loss with its 90 % interval, or why there is none."""
+
+    use: StrictStr
+    bounded: StrictBool
+    cells: Size
+    predictor: StrictStr
+    value: Number = None
+    low: Number = None
+    high: Number = None
+    refused: StrictStr
+
+
 class Compared(Part):
     """One compressed model beside the dense one. KL in nats; cosines and shares from 0 to 1; lengths in tokens."""
 
@@ -193,6 +206,7 @@ class Compared(Part):
     draft: Draft
     options: Options | None
     attribution: Attribution | None
+    expected: list[ExpectedLoss] = Field(default_factory=list)
 
 
 class ComparedModel(Compared):
@@ -202,6 +216,29 @@ class ComparedModel(Compared):
     """
 
     survival: dict[int, Survival]  # type: ignore[assignment]
+
+
+class AnchorSurvival(Part):
+    """S(n) of an anchor with its interval."""
+
+    value: Number
+    low: Number
+    high: Number
+
+
+class AnchorRecord(Part):
+    """The dense model with its weights rounded: the numbers of a compressed model, or why there are none."""
+
+    anchor: StrictStr
+    meant: StrictStr
+    reason: StrictStr = ""
+    prompts: Count | None = None
+    kl: Interval | None = None
+    tv: Interval | None = None
+    same_top1: Interval | None = None
+    survival: dict[StrictStr, AnchorSurvival] = Field(default_factory=dict)
+    curve: list[Number] = Field(default_factory=list)
+    faithful_length: dict[StrictStr, Any] | None = None
 
 
 class RunInfo(Part):
@@ -219,4 +256,5 @@ class RunInfo(Part):
     lens: Lens | None
     noise: dict[StrictStr, dict[StrictStr, Spread | None]] | None
     noise_sample: NoiseSample | None = None
+    anchors: list[AnchorRecord] = Field(default_factory=list)
     summary: list[Compared] = Field(min_length=1)

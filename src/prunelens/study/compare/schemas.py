@@ -105,6 +105,15 @@ SCHEMAS = {
             *STAT_FIELDS,
         ]
     ),
+    "anchors": pa.schema(
+        [
+            ("anchor", pa.string()),
+            ("prompt_id", pa.string()),
+            ("trace", pa.string()),
+            *TOKEN_FIELDS,
+            *STAT_FIELDS,
+        ]
+    ),
     "prompt_end": pa.schema(
         [
             ("compressed", pa.string()),
@@ -172,6 +181,7 @@ RUN = Kind(
     "compare",
     RunInfo,
     ("prompts", "steps", "survival", "continuations"),
+    later=("anchors",),
 )
 """What `compare` writes."""
 

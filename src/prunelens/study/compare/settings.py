@@ -11,6 +11,7 @@ from prunelens.errors import (
     check_word,
     shown,
 )
+from prunelens.pruning.anchors import ANCHORS, AnchorKind
 from prunelens.study.record import MOST_TOKENS
 
 LENSES = ("normed", "raw", "both")
@@ -26,6 +27,8 @@ class Settings:
     through the `lens` (`normed`, `raw` or `both`) after every sublayer, 0 for none. `attribute` asks for D1 of
     all compressed models or of those with these names. `noise_dtype` is a second dtype in which the dense model
     is compared with itself (N1). `draft` asks for S5 measured: every compressed model drafts for the dense one.
+    `anchors` are the roundings of the dense model's own weights that are read beside (A2). `forecast` is the folder of
+    a sweep of the same model, which says what to expect in each use (F1).
     """
 
     max_new_tokens: int = 64
@@ -39,6 +42,8 @@ class Settings:
     attribute: bool | tuple[str, ...] = False
     noise_dtype: str | None = None
     draft: bool = False
+    anchors: tuple[AnchorKind, ...] = ANCHORS
+    forecast: str | None = None
 
     @property
     def lenses(self) -> tuple[str, ...]:
@@ -63,10 +68,16 @@ class Settings:
         for name in ("chat_template", "draft"):
             check_flag(name, getattr(self, name))
         check_word("a lens", self.lens, LENSES)
+        if not isinstance(self.anchors, tuple) or len(set(self.anchors)) != len(self.anchors):
+            raise PrunelensError(f"expected anchors to be different names, found {shown(self.anchors)}")
+        for anchor in self.anchors:
+            check_word("an anchor", anchor, ANCHORS)
         if self.noise_dtype is not None:
             check_word("--noise-dtype", self.noise_dtype, NOISE_DTYPES)
-        if self.calibration is not None and not isinstance(self.calibration, str):
-            raise PrunelensError(f"expected the path of calibration texts, found {shown(self.calibration)}")
+        for name, what in (("calibration", "calibration texts"), ("forecast", "a sweep with a forecast")):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise PrunelensError(f"expected the path of {what}, found {shown(value)}")
         labels = (self.attribute,) if isinstance(self.attribute, bool) else self.attribute
         if not isinstance(labels, tuple) or not all(isinstance(label, bool | str) for label in labels):
             raise PrunelensError(f"expected attribute to be true, false or labels, found {shown(self.attribute)}")

@@ -18,6 +18,7 @@ from prunelens.pruning.pruned import Calibration
 from prunelens.pruning.redundancy import Ranking
 from prunelens.study.calibration_texts import with_repair_texts
 from prunelens.study.candidates import Candidate
+from prunelens.study.compare.anchored import measure_anchors, summarise_anchors
 from prunelens.study.compare.dense_texts import DenseTexts
 from prunelens.study.compare.describe import describe_run
 from prunelens.study.compare.drafts import measure_drafts
@@ -66,6 +67,7 @@ class Stages:
         self.reporter = reporter
         self.spool = Spool(SCHEMAS)
         self.seconds: dict[str, float] = {}
+        self.anchors: list[dict[str, Any]] = []
 
     def run(self, calibration: list[list[int]] | None, reported: Sequence[str] = ()) -> Run:
         """All stages in order: write, rank, read, measure, run free.
@@ -95,6 +97,10 @@ class Stages:
         with self._clock("comparing"):
             readings = self._measure(trajectories, states)
             self._measure_prompt_end(trajectories, states)
+        with self._clock("anchors"):
+            self.anchors = measure_anchors(
+                self.dense, self.prompts, trajectories, states[0], self.settings, self.spool, self.reporter
+            )
         inside = self._look_inside(trajectories, states[0])
         for candidate, reading in zip(self.candidates, readings, strict=True):
             self._go_on(candidate, trajectories, states[0], reading, greedy, sampled)
@@ -119,6 +125,7 @@ class Stages:
         info = describe_run(self.dense, self.candidates, self.prompts, self.settings, ranking, tables, self.seconds)
         info |= {"lens": inside.describe_lens(), "noise": noise_summary(tables["noise"])}
         info |= {"noise_sample": inside.describe_noise_sample()}
+        info |= {"anchors": summarise_anchors(self.anchors, tables["anchors"], self.settings.max_new_tokens)}
         info["nulls"] |= {f"layers.{label}": reason for label, reason in inside.misaligned.items()}
         info["nulls"] |= undrafted
         return sound(info | {"summary": summarise(tables, info, drafts)})

@@ -76,6 +76,12 @@ def steps_rows(
     return stats_table("steps", columns, stats)
 
 
+def anchors_rows(anchor: str, prompts: Sequence[Prompt], trajectories: Sequence[Trajectory], stats: Stats) -> pa.Table:
+    """Rows of `anchors` for consecutive trajectories (A2)."""
+    rows = steps_rows(anchor, prompts, trajectories, stats).rename_columns({"compressed": "anchor"})
+    return rows.select(SCHEMAS["anchors"].names)
+
+
 def prompt_end_rows(label: str, prompts: Sequence[Prompt], found: dict[str, list[tuple[int, Stats]]]) -> list[pa.Table]:
     """Rows of `prompt_end` for one compressed model."""
     tables = []

@@ -47,9 +47,9 @@ class Comparing(_Part):
     lens_steps: StrictInt = 0
 
     def settings(self, seed: int) -> Settings:
-        """As `compare` takes them."""
+        """As `compare` takes them; anchors are left out, since they would be the same in every cell."""
         values = self.model_dump(exclude={"prompts", "num_prompts"})
-        return Settings(**values, seed=seed)
+        return Settings(**values, seed=seed, anchors=())
 
 
 class Asking(_Part):
