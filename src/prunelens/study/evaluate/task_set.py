@@ -41,8 +41,8 @@ class TaskSettings:
     core_long always uses it. `long_tokens` is where its texts are cut, `long_samples` how many of each prompt are drawn
     in each way (at T = 1, and by the checkpoint's own generation settings where it has any). `pooling` makes an
     embedding of a text's states (`mean`, `lasttoken`). `seed` is of drawn texts, of the order of items, and of experts
-    that are dropped at random. `allow_code` runs tasks that execute what the model writes, without a sandbox. `all_items`
-    runs all items of every class; without it one that is degraded or broken ends as soon as that is known.
+    that are dropped at random. `allow_code` runs tasks that execute what the model writes, without a sandbox.
+    `all_items` runs all items of every class; without it one that is degraded or broken ends as soon as that is known.
     """
 
     limit: int | None = None
