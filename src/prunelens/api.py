@@ -64,6 +64,8 @@ def evaluate(
 ) -> Evaluation:
     """Run tasks on a dense model and on compressed ones, and judge each class of use.
 
+    A class that is degraded or broken ends as soon as that is known, unless `all_items` is set.
+
     Args:
         dense: an open model, or what `load` takes.
         compressed: recipes (`drop-attention:8`), models, or what `load` takes.

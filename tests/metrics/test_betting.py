@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from prunelens.metrics.betting import ALPHA, CAP, PRIOR_VARIANCE, kept_sequence, log_capital, mean_sequence, rejects
+from prunelens.metrics.betting import (
+    ALPHA,
+    CAP,
+    PRIOR_VARIANCE,
+    joint_capital,
+    kept_sequence,
+    log_capital,
+    mean_sequence,
+    rejects,
+)
 
 
 def capital(values: list[float], top: float) -> list[float]:
@@ -101,3 +110,29 @@ def test_a_sequence_holds_the_truth_at_every_look() -> None:
     found = [mean_sequence(values[:, model], -1.0, 1.0) for model in range(120)]
     assert sum(not one.low <= 0.05 <= one.high for one in found) <= 120 * 2 * ALPHA
     assert np.mean([one.high - one.low for one in found]) < 0.4
+
+
+def test_a_step_of_several_values_bets_once_on_each() -> None:
+    values = np.random.default_rng(6).choice([-0.95, 0, 0.05, 1.0], (40, 3), p=[0.5, 0.2, 0.2, 0.1])
+    capital, seen, squares, bet, expected = 1.0, 0.0, 0.0, 0.0, []
+    for number, step in enumerate(values, 1):
+        for value in step:
+            capital *= 1 - bet * value
+        seen -= sum(step)
+        mean = seen / (3 * number + 1)
+        squares += sum((-value - mean) ** 2 for value in step)
+        variance = (PRIOR_VARIANCE + squares) / (3 * number + 1)
+        bet = min(max(mean / (variance + mean**2), 0), CAP)
+        expected.append(math.log(capital))
+    assert joint_capital(values[:, :, None], np.ones(1))[:, 0] == pytest.approx(expected)
+
+
+def test_means_that_add_up_to_nothing_are_seldom_rejected() -> None:
+    """One task gains what the other loses: the claim is true, although each step holds a value below 0 on average."""
+    generator = np.random.default_rng(8)
+    wrong = 0
+    for _ in range(400):
+        lost = -0.95 * (generator.random(300) < 0.4)
+        gained = (generator.random(300) < 0.38).astype(float)
+        wrong += rejects(np.stack([lost, gained], axis=1), 1.0) is not None
+    assert wrong <= 2 * ALPHA * 400

@@ -52,6 +52,9 @@ def evaluate(
         int,
         typer.Option(min=0, metavar="N", help="Seed of drawn texts, and of experts that are dropped at random."),
     ] = 0,
+    all_items: Annotated[
+        bool, typer.Option("--all-items", help="Run all items, also where some have decided a use.")
+    ] = False,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run code that a model writes, without a sandbox.")
     ] = False,
@@ -81,6 +84,7 @@ def evaluate(
         "pooling": pooling,
         "seed": seed,
         "allow_code": allow_code,
+        "all_items": all_items,
     }
     target = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(dense)}-tasks"
     with progress() as reporter:

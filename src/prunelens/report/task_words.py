@@ -67,6 +67,12 @@ def why(line: Mapping[str, Any]) -> str:
     return f"{text}; {line['reason']}" if line["reason"] else text
 
 
+def items_words(row: Mapping[str, Any]) -> str:
+    """How many items a score is of, and how many there are where not all were run."""
+    items, there = row["items"], row.get("there")
+    return f"{items} of {there}" if there and there != items else f"{items}"
+
+
 def one_line(text: str) -> str:
     """Text that cannot steer the terminal nor break a table's line."""
     return printable(text).replace("\n", "\N{REPLACEMENT CHARACTER}").replace("\t", " ")

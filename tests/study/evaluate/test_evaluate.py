@@ -338,6 +338,7 @@ def test_columns_are_a_contract(itself: Evaluation, tmp_path: Path) -> None:
         "pooling": "mean",
         "seed": 0,
         "allow_code": False,
+        "all_items": False,
     }
 
 

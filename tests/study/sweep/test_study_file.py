@@ -252,8 +252,6 @@ def test_whatever_makes_a_cell_changes_its_key() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"thresholds": {"safe": 0.99}},
-        {"thresholds": {"broken_nll": 3, "safe_loops": 0}},
         {"recipes": [{"drop-attention": [1]}]},
         {"recipes": [" drop-attention:1 "]},
         {"seeds": (0,)},
@@ -267,6 +265,13 @@ def test_whatever_makes_a_cell_changes_its_key() -> None:
 )
 def test_what_makes_no_difference_leaves_the_key(changed: dict[str, Any]) -> None:
     assert cells(made(**changed)) == cells(made())
+
+
+def test_thresholds_make_a_cell_only_where_they_may_end_a_class_early() -> None:
+    for asked, alike in (({}, False), ({"all_items": True}, True)):
+        plain, strict = (cells(made(evaluate=asked, **given)) for given in ({}, {"thresholds": {"safe": 0.99}}))
+        assert (plain == strict) is alike
+    assert cells(made(tasks=None)) == cells(made(tasks=None, thresholds={"safe": 0.99}))
 
 
 def test_one_key_for_one_recipe_however_it_is_written() -> None:

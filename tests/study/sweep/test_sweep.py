@@ -321,7 +321,8 @@ def test_only_what_is_new_is_made(tiny: Path, tmp_path: Path, made: list[tuple[s
 
 
 def test_another_threshold_judges_what_is_there(tiny: Path, tmp_path: Path, made: list[tuple[str, int]]) -> None:
-    tasks = {"tasks": ["core_long"], "compare": None, "evaluate": {"limit": 4, "long_tokens": 12}}
+    asked = {"limit": 4, "long_tokens": 12, "all_items": True}
+    tasks = {"tasks": ["core_long"], "compare": None, "evaluate": asked}
     document = study(tiny, "drop-mlp@1", "magnitude:0.3", **tasks)
     strict = sweep(document | {"thresholds": {"safe_nll": 0.001, "broken_nll": 0.002}}, tmp_path / "sweep")
     lenient = {"safe": 0.0001, "broken": 0, "safe_nll": 98, "broken_nll": 99}
@@ -337,6 +338,18 @@ def test_another_threshold_judges_what_is_there(tiny: Path, tmp_path: Path, made
         assert before["rule"] != after["rule"]
         assert before["verdict"] in (BROKEN, DEGRADED, UNDECIDED)
         assert after["verdict"] in (SAFE, UNDECIDED)  # a share of few items is at best undecided
+
+
+def test_a_class_that_ended_early_keeps_its_verdict(tiny: Path, tmp_path: Path) -> None:
+    asked = {"limit": 64, "long_tokens": 4}
+    document = study(tiny, "magnitude:0.99", tasks=["core_long"], compare=None, evaluate=asked)
+    found = sweep(document, tmp_path / "sweep")
+    (line,) = [one for one in found.info["summary"][0]["verdicts"] if one["use"] == "long-generation"]
+    assert (line["stopped_early"], line["there"]) == (True, 64)
+    scores = {row["metric"]: row for row in found.tables["scores"].to_pylist()}
+    assert scores["atypical"]["items"] == line["used"] < 64
+    whole = sweep(document | {"evaluate": asked | {"all_items": True}}, tmp_path / "sweep")
+    assert {row["items"] for row in whole.tables["scores"].to_pylist() if row["metric"] == "atypical"} == {64}
 
 
 def test_another_limit_asks_the_tasks_again(tiny: Path, tmp_path: Path, made: list[tuple[str, int]]) -> None:

@@ -15,6 +15,7 @@ from prunelens.report.task_words import (
     chance_words,
     decoding_lines,
     is_shown_as_share,
+    items_words,
     null_lines,
     remark,
 )
@@ -86,7 +87,7 @@ def score_cells(record: Record) -> list[dict[str, Any]]:
         found.append(
             {
                 "first": row["task"] != task,
-                "task": f"{shorten(row['task'], 60)} ({row['items']} items)",
+                "task": f"{shorten(row['task'], 60)} ({items_words(row)} items)",
                 "metric": row["metric"],
                 "meaning": UNITS.get(row["metric"], "share" if share else ""),
                 "dense": amount(row["dense"], share),

@@ -12,6 +12,7 @@ from prunelens.report.task_words import (
     chance_words,
     decoding_lines,
     is_shown_as_share,
+    items_words,
     null_lines,
     one_line,
     remark,
@@ -74,7 +75,7 @@ def _matrix_cell(line: Mapping[str, Any]) -> Text:
     if line["value"] is None:
         return cell
     share, sign = line["rule"].endswith("%"), "" if "≥" in line["rule"] else "+"
-    unit = " nats" if not share else " % loop" if sign else " %"
+    unit = " nats" if not share else " % {'atypical' if 'atypical' in line['number'] else 'loop'}" if sign else " %"
     ends = [_brief(line[name], share) for name in ("value", "low", "high") if line[name] is not None]
     brackets = f"\n[{', '.join(ends[1:])}]" if ends[1:] else ""
     plus = sign if line["value"] >= 0 else ""
@@ -85,7 +86,7 @@ def _matrix_cell(line: Mapping[str, Any]) -> Text:
 def _items_words(line: Mapping[str, Any]) -> str:
     """How many items decided, or would."""
     if line.get("stopped_early"):
-        return f"\n{line['used']} of {line['there']}"
+        return f"\n{line['used']} of {line['there']} items"
     return f"\n≈ {line['more']:,} more" if line.get("more") else ""
 
 
@@ -98,7 +99,9 @@ def rules_in_words(summary: list[dict[str, Any]]) -> str:
     rules = dict.fromkeys(line["rule"] for record in summary for line in record["verdicts"] if line["rule"])
     lines = [line for record in summary for line in record["verdicts"]]
     more = "; ≈: so many more items would decide" if any(line.get("more") for line in lines) else ""
-    used = "; n of m: decided by n of the m items" if any(line.get("stopped_early") for line in lines) else ""
+    used = (
+        "; n of m items: decided before the others were run" if any(line.get("stopped_early") for line in lines) else ""
+    )
     return f"[95 % interval]; {'; '.join(rules)}{more}{used}" if rules else "Nothing was measured for any use."
 
 
@@ -137,7 +140,7 @@ def scores_table(record: dict[str, Any]) -> Table:
         first = row["task"] != task
         task = row["task"]
         if first:
-            table.add_row(Text(one_line(f"{task} ({row['items']})"), "bold"))
+            table.add_row(Text(one_line(f"{task} ({items_words(row)})"), "bold"))
         dense, chance, compressed, difference, flips, short = _cells(row)
         below = "; ".join(filter(None, (f"chance {chance}" if chance else "", short)))
         label = Text(f"  {one_line(row['metric'])}").append(f"\n  {below}" if below else "", "dim")

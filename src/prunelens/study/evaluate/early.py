@@ -1,6 +1,6 @@
 """Whether a class may be called degraded or broken before its items end: looked at after every round of items.
 
-`safe` is never said here: it takes all items and the interval of a fixed number of them (theory.md, V9).
+`safe` is never said here: it takes all items and the interval of a fixed number of them (theory.md, V11).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,32 +67,39 @@ def decide(rounds: Sequence[Round], limits: Limits, alpha: float = ALPHA) -> str
 def sequence_of(rounds: Sequence[Round], limits: Limits, alpha: float = ALPHA) -> Interval:
     """The deciding number over the rounds so far, with an interval that holds at every look."""
     dense, own = _steps(rounds)
-    return kept_sequence(dense, own, alpha=alpha) if limits.higher else mean_sequence(own - dense, -1.0, 1.0, alpha)
+    if limits.higher:
+        return kept_sequence(dense, own, alpha=alpha)
+    return mean_sequence((own - dense).mean(axis=1), -1.0, 1.0, alpha)
 
 
 def _rejected(dense: np.ndarray, own: np.ndarray, limit: float, higher: bool, alpha: float) -> int | None:
     """After how many steps "at least `limit` is kept", or "at most `limit` more", may be rejected."""
     if higher:
         return rejects(own - limit * dense, 1.0, alpha)
-    return rejects(limit - (own - dense), 1.0 + limit, alpha)
+    return rejects(limit - (own - dense).mean(axis=1), 1.0 + limit, alpha)
 
 
 def _steps(rounds: Sequence[Round]) -> tuple[np.ndarray, np.ndarray]:
-    """Dense and compressed scores step by step, each the mean over the tasks of one step's items of each.
+    """Dense and compressed scores (steps, tasks): each the mean over one step's items of a task.
 
-    Tasks count alike however many items they have, so a step takes items of all of them: one of the smallest.
+    Tasks count alike however many items they have, so a step takes items of all of them: one of the smallest. A round
+    that lacks a task has no step.
     """
-    found = [step for one in rounds for step in _round_steps(one)]
+    tasks = sorted({task for one in rounds for task in one})
+    found = [step for one in rounds if len(one) == len(tasks) for step in _round_steps([one[task] for task in tasks])]
     if not found:
-        return np.zeros(0), np.zeros(0)
-    dense, own = np.array(found, float).T
+        return np.zeros((0, 1)), np.zeros((0, 1))
+    dense, own = np.moveaxis(np.array(found, float), 2, 0)
     return dense, own
 
 
-def _round_steps(one: Round) -> Iterator[tuple[float, float]]:
-    pairs = [pair for pair in one.values() if len(pair[0])]
+def _round_steps(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[list[tuple[float, float]]]:
+    """For each step the (dense, compressed) score of each task."""
     count = min((len(dense) for dense, _ in pairs), default=0)
-    parts = [[np.array_split(np.asarray(side, float), count) for side in pair] for pair in pairs] if count else []
+    ends = [np.arange(count + 1) * len(dense) // max(count, 1) for dense, _ in pairs]
     for step in range(count):
-        dense, own = (float(np.mean([part[side][step].mean() for part in parts])) for side in (0, 1))
-        yield dense, own
+        spans = [slice(own[step], own[step + 1]) for own in ends]
+        yield [
+            (float(np.mean(dense[span])), float(np.mean(own[span])))
+            for (dense, own), span in zip(pairs, spans, strict=True)
+        ]

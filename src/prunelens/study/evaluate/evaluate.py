@@ -14,6 +14,7 @@ from prunelens.reading import read_bytes
 from prunelens.study.candidates import Candidate, Compressible, open_candidates, parse_candidates
 from prunelens.study.compare.describe import describe_candidate, describe_model, describe_size
 from prunelens.study.evaluate.measure import TaskResult, TaskRunner, TaskSettings, open_harness
+from prunelens.study.evaluate.racing import race, raced_note, raced_rows
 from prunelens.study.evaluate.scores import score_rows
 from prunelens.study.evaluate.tables import EVALUATION, texts_table, values_table
 from prunelens.study.evaluate.verdict import Thresholds, judge
@@ -53,7 +54,7 @@ def run_evaluate(
     _make(runner, candidates, calibration, reporter)
     _ = runner.dense_found
     made_of = _made_of(runner, calibration)
-    found = {one.label: runner.measure(one.label, one.variant(model), made_of(one)) for one in candidates}
+    found = {one.label: race(runner, one.label, one.variant(model), thresholds, made_of(one)) for one in candidates}
     return collect(runner, candidates, found, thresholds, time.perf_counter() - start)
 
 
@@ -104,8 +105,8 @@ def collect(
     summary = []
     for candidate in candidates:
         own = found[candidate.label]
-        rows = score_rows(runner.dense_found.scored, own.scored)
-        lines = judge(runner.dense_found.scored, own.scored, rows, thresholds)
+        rows = raced_rows(runner.dense_found.scored, own)
+        lines = judge(runner.dense_found.scored, own.scored, rows, thresholds, own.stopped)
         summary.append(
             {
                 "compressed": candidate.label,
@@ -135,6 +136,7 @@ def collect(
         "notes": [
             *[note for model in models for note in model.notes],
             *runner.notes,
+            *raced_note(found),
             *[note for one in made for note in one.notes],
             *runner.chosen.notes,
             *decoding_note(decoding),

@@ -10,6 +10,7 @@ import numpy as np
 
 from prunelens.models.model import Model
 from prunelens.models.surgery.variant import Variant
+from prunelens.study.evaluate.early import Stopped
 from prunelens.study.evaluate.long_task import LongTexts
 from prunelens.study.evaluate.rounds import share_of
 from prunelens.study.evaluate.task_set import TaskSet
@@ -34,11 +35,13 @@ class TaskResult:
         scored: item scores.
         texts: its long texts.
         null: of the dense model, the scores of long texts that it drew once more with other numbers.
+        stopped: classes of use that were decided before their items ended.
     """
 
     scored: list[MetricScores]
     texts: list[LongText]
     null: list[MetricScores] = field(default_factory=list)
+    stopped: dict[str, Stopped] = field(default_factory=dict)
 
 
 @dataclass

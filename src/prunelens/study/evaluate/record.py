@@ -30,6 +30,7 @@ class Score(Part):
     metric: StrictStr
     decides: StrictStr | None
     items: Size
+    there: Size | None = None
     chance: Number
     dense: Interval
     compressed: Interval

@@ -8,8 +8,8 @@ ROUND_ITEMS = 12
 
 
 def num_rounds(sizes: Sequence[int]) -> int:
-    """In how many rounds tasks of these sizes are run."""
-    return max(1, round(sum(sizes) / len(sizes) / ROUND_ITEMS)) if sizes else 1
+    """In how many rounds tasks of these sizes are run: each holds an item of the smallest one."""
+    return max(1, min(round(sum(sizes) / len(sizes) / ROUND_ITEMS), *sizes)) if sizes else 1
 
 
 def items_order(places: Sequence[int], seed: int, task: str) -> list[int]:

@@ -42,6 +42,7 @@ class TaskSettings:
     in each way (at T = 1, and by the checkpoint's own generation settings where it has any). `pooling` makes an
     embedding of a text's states (`mean`, `lasttoken`). `seed` is of drawn texts, of the order of items, and of experts
     that are dropped at random. `allow_code` runs tasks that execute what the model writes, without a sandbox.
+    `all_items` runs all items of every class; without it one that is degraded or broken ends as soon as that is known.
     """
 
     limit: int | None = None
@@ -53,6 +54,7 @@ class TaskSettings:
     pooling: str = "mean"
     seed: int = 0
     allow_code: bool = False
+    all_items: bool = False
 
     def check(self) -> None:
         """Refuse settings without meaning.
@@ -66,6 +68,7 @@ class TaskSettings:
         check_whole("--long-tokens", self.long_tokens, 1, MOST_TOKENS)
         check_whole("long_samples", self.long_samples, 1, MOST_SAMPLES)
         check_flag("chat_template", self.chat_template)
+        check_flag("all_items", self.all_items)
         check_seed(self.seed)
         check_word("a subset", self.subset, SUBSETS)
         check_word("--pooling", self.pooling, tuple(POOLINGS))

@@ -190,9 +190,13 @@ def _kept(
     pairs = [paired_values(sides[0][key], sides[1][key]) for key in sorted(wanted)]
     kept = kept_share(pairs)
     assert kept is not None  # a dense score of 0 is at chance
-    names = ", ".join(sorted(task for task, _ in wanted))
     right = sum(row["right"] for row in rows)
-    return _line(use, f"of the dense score kept ({names})", as_dict(kept), limits.kept, rows, "items", right)
+    return _line(use, kept_words([task for task, _ in wanted]), as_dict(kept), limits.kept, rows, "items", right)
+
+
+def kept_words(tasks: Sequence[str]) -> str:
+    """What the share kept is called, over these tasks."""
+    return f"of the dense score kept ({', '.join(sorted(tasks))})"
 
 
 def _kept_alone(use: str, row: Record, limits: Thresholds) -> Verdict:

@@ -28,6 +28,7 @@ from prunelens.study.compare.schemas import RUN
 from prunelens.study.compare.stages import Stages
 from prunelens.study.evaluate.evaluate import collect
 from prunelens.study.evaluate.measure import TaskRunner
+from prunelens.study.evaluate.racing import race
 from prunelens.study.evaluate.tables import EVALUATION
 from prunelens.study.prepare import apply_recipes, rank
 from prunelens.study.store import Run, finite, read_run, write_run
@@ -125,7 +126,7 @@ def work(context: Context, cell: Cell) -> None:
         apply_recipes([candidate], dense, texts, ranking, silent, cell.seed)
     evaluation = None
     if context.runner is not None:
-        found = {candidate.label: context.runner.measure(candidate.label, candidate.variant(dense))}
+        found = {candidate.label: race(context.runner, candidate.label, candidate.variant(dense), study.thresholds)}
         evaluation = collect(context.runner, [candidate], found, study.thresholds, 0.0)
     with new_folder(cell_folder(context.given.folder, cell), _is_cell, "cell") as temporary:
         if run is not None:

@@ -61,6 +61,7 @@ class Asking(_Part):
     long_tokens: StrictInt = 96
     long_samples: StrictInt = 1
     pooling: StrictStr = "mean"
+    all_items: StrictBool = False
 
     def settings(self, seed: int) -> TaskSettings:
         """As `evaluate` takes them."""
@@ -212,7 +213,8 @@ def cells_of(study: Study, fingerprint: str, texts: str) -> list[Cell]:
     """The cells of a study, each named by the hash of what makes it.
 
     Args:
-        study: the study; its thresholds are no part of a cell, they are applied to what was measured.
+        study: the study; its thresholds make a cell where they may end a class early. Where all items are run they
+            are applied to what was measured.
         fingerprint: of the model's files.
         texts: a hash of the prompts, of the calibration texts and of the tasks' own files.
     """
@@ -228,13 +230,19 @@ def cells_of(study: Study, fingerprint: str, texts: str) -> list[Cell]:
                 "texts": texts,
                 "recipe": name,
                 "compare": asdict(study.compare.settings(seed)) if study.compare else None,
-                "evaluate": asdict(study.evaluate.settings(seed)) if chosen else None,
+                "evaluate": _asked(study, seed) if chosen else None,
                 "tasks": [chosen.tasks, chosen.uses] if chosen else None,
                 "dtype": study.dtype,
                 "device": study.device,
             } | parsed.made_with
             found.append(Cell(recipe=name, seed=seed, key=key_of(made)))
     return found
+
+
+def _asked(study: Study, seed: int) -> dict[str, Any]:
+    """What decides which items are run, and how."""
+    found = asdict(study.evaluate.settings(seed))
+    return found if found.pop("all_items") else found | {"raced": study.thresholds.model_dump()}
 
 
 def key_of(made: Mapping[str, Any]) -> str:

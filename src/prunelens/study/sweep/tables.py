@@ -124,11 +124,9 @@ def sweep_tables(study: Study, cells: Sequence[Cell], folder: Path) -> tuple[dic
         if compared:
             compared_cells[cell.key] = compared
         rows["cells"].append(about | {"status": "done"} | _numbers(record, summary))
-        sides = _sides(evaluated) if evaluated else ([], [])
-        scores = score_rows(*sides, evaluated.info["summary"][0]["scores"] if evaluated else ())
+        scores, lines = _judged(evaluated, study)
         rows["scores"] += [names | _flat(row) for row in scores]
-        lines = judge(*sides, scores, study.thresholds)
-        rows["verdicts"] += [names | line.as_dict() for line in lines]
+        rows["verdicts"] += [names | line for line in lines]
     tables = {name: pa.Table.from_pylist(found, SCHEMAS[name]) for name, found in rows.items()}
     info = {
         "study": study.model_dump(mode="json"),
@@ -216,6 +214,17 @@ def _flat(row: Mapping[str, Any]) -> Row:
         "kept_low": kept.get("low"),
         "kept_high": kept.get("high"),
     }
+
+
+def _judged(evaluated: Run | None, study: Study) -> tuple[list[Row], list[Row]]:
+    """Scores and verdicts; those of a class that ended early as they were found, with the thresholds of the cell."""
+    record: Row = evaluated.info["summary"][0] if evaluated else {"scores": [], "verdicts": []}
+    early = {line["use"]: line for line in record["verdicts"] if line.get("stopped_early")}
+    stored = {(row["task"], row["metric"]): row for row in record["scores"]}
+    sides = _sides(evaluated) if evaluated else ([], [])
+    made = score_rows(*sides, record["scores"])
+    scores = [stored[row["task"], row["metric"]] if row["use"] in early else row for row in made]
+    return scores, [early.get(line.use) or line.as_dict() for line in judge(*sides, scores, study.thresholds)]
 
 
 def _sides(evaluated: Run) -> tuple[list[MetricScores], list[MetricScores]]:
