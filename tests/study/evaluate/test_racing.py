@@ -59,10 +59,10 @@ class MadeUp(TaskRunner, Measurement):
     def num_rounds(self, names: Sequence[str]) -> int:
         return num_rounds([len(self.places(name)[name]) for name in names])
 
-    def run(self, names: Sequence[str], rounds: int = 1, number: int = 0) -> None:
+    def run(self, names: Sequence[str], rounds: int = 1, start: int = 0, stop: int | None = None) -> None:
         for name in names:
             order = items_order(self.places(name)[name], self.settings.seed, name)
-            own = order if self.is_whole(name) else share_of(order, rounds, number)
+            own = order if self.is_whole(name) else share_of(order, rounds, start, stop)
             self.run_items[name] = sorted({*self.run_items.get(name, []), *own})
 
     def result(self, names: Sequence[str] | None = None) -> TaskResult:

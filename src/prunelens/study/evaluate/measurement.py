@@ -71,8 +71,8 @@ class Measurement:
             self.tasks, self.label, self.variant, self.kept, self.dense._long if self.dense else None
         )
 
-    def run(self, tasks: Sequence[str], rounds: int = 1, number: int = 0) -> None:
-        """Run one round of several of some tasks.
+    def run(self, tasks: Sequence[str], rounds: int = 1, start: int = 0, stop: int | None = None) -> None:
+        """Run one round of several of some tasks, or the rounds up to `stop` at once.
 
         What cannot be cut into rounds (retrieval, and answers that are drawn) is run whole in the first of them that
         is asked for.
@@ -80,7 +80,8 @@ class Measurement:
         Args:
             tasks: their names.
             rounds: how many rounds there are.
-            number: which one, from 0.
+            start: which one, from 0.
+            stop: up to which one, without it.
 
         Raises:
             PrunelensError: a task that fails on the model.
@@ -90,7 +91,7 @@ class Measurement:
                 self._run(name, self.tasks.places(name))
             else:
                 order = self.tasks.order(name)
-                self._run(name, {key: share_of(own, rounds, number) for key, own in order.items()})
+                self._run(name, {key: share_of(own, rounds, start, stop) for key, own in order.items()})
 
     def result(self, tasks: Sequence[str] | None = None) -> TaskResult:
         """Scores of the items so far of these tasks, or of all; a task of which nothing was run is left out."""

@@ -17,13 +17,14 @@ def items_order(places: Sequence[int], seed: int, task: str) -> list[int]:
     return sorted(places, key=lambda place: hashlib.sha256(f"{seed}\0{task}\0{place}".encode()).digest())
 
 
-def share_of(order: Sequence[int], rounds: int, number: int) -> list[int]:
-    """The items of one round of several, ascending; all rounds together hold every item once.
+def share_of(order: Sequence[int], rounds: int, start: int, stop: int | None = None) -> list[int]:
+    """The items of one round or of several, ascending; all rounds together hold every item once.
 
     Args:
         order: what `items_order` gives.
         rounds: how many there are.
-        number: which one, from 0.
+        start: the first one, counted from 0.
+        stop: the one behind the last; None for one round.
     """
-    count = len(order)
-    return sorted(order[count * number // rounds : count * (number + 1) // rounds])
+    count, stop = len(order), start + 1 if stop is None else stop
+    return sorted(order[count * start // rounds : count * stop // rounds])
