@@ -250,8 +250,17 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
+MARK, RUN = "PRUNELENS_TESTS", os.environ.get("PYTEST_XDIST_WORKER", "alone")
+
+
 def _own_cache() -> Path:
-    """A cache folder for this run of the tests: what costs minutes to make comes from the user's, answers do not."""
+    """A cache folder for this run of the tests: what costs minutes to make comes from the user's, answers do not.
+
+    Processes that a test starts keep the folder that it gives them.
+    """
+    if os.environ.get(MARK) == RUN:
+        return cache_dir()
+    os.environ[MARK] = RUN
     folder = Path(tempfile.mkdtemp(prefix="prunelens-tests-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name in ("models", "fingerprints", "texts"):

@@ -14,7 +14,7 @@ import yaml
 
 import mask_oracle
 import oracle
-from conftest import text_network, text_tokenizer, tiny_model
+from conftest import text_network, text_tokenizer, tiny_model, without_progress
 from prunelens import InputStatistics
 from prunelens.models.opening.loading import load
 from prunelens.pruning import methods
@@ -122,7 +122,7 @@ def test_an_error_inside_it_names_the_file_and_the_line(example: Path, tmp_path:
     example.write_text(example.read_text().replace("inputs.squares.sqrt()", "inputs.norms"), encoding="utf-8")
     prune = ("-m", "prunelens", "prune", "tiny", "--calibration", "texts.txt", "my-wanda:0.5", "-o", "out")
     said = run(tmp_path, *prune, "--plugin", "my.py", code=2)
-    shown = said.replace(str(tmp_path), "/home/me").removeprefix("prunelens: ").strip()
+    shown = without_progress(said).replace(str(tmp_path), "/home/me").removeprefix("prunelens: ").strip()
     assert f"`{shown}`" in " ".join(PAGE.split())
     assert not (tmp_path / "out").exists()
 

@@ -23,6 +23,7 @@ INFO: dict[str, Any] = {
     "format": RUN.format,
     "format_version": RUN.version,
     **{name: {} for name in RUN.required},
+    "anchors": [],
     "notes": ["ein Maß: ½ ≤ S(n) 🦔"],
     "summary": [{"compressed": "drop-mlp:1", "kl": 1e-300, "n": None}],
 }

@@ -85,7 +85,11 @@ def test_everything_that_a_study_says(tmp_path: Path) -> None:
     assert found.tasks == {"multiple-choice": ["core_choice"], "short-generation": ["core_facts", "core_copy"]}
     assert found.compare == Comparing(prompts="mine.jsonl", num_prompts=None, temperature=0.5)
     assert found.compare.settings(7) == Settings(
-        max_new_tokens=found.compare.max_new_tokens, temperature=0.5, seed=7, lens_steps=found.compare.lens_steps
+        max_new_tokens=found.compare.max_new_tokens,
+        temperature=0.5,
+        seed=7,
+        lens_steps=found.compare.lens_steps,
+        anchors=(),
     )
     assert found.evaluate.settings(7) == TaskSettings(limit=20, pooling="lasttoken", seed=7)
     assert found.thresholds == Thresholds(safe=0.9, broken_nll=1)

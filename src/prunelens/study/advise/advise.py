@@ -218,7 +218,7 @@ class _Advising:
             "held_out": held_out,
             **judged,
             "speeds": speeds,
-            "notes": [*search.notes, *self.runner.notes, *self.model.notes],
+            "notes": [*search.notes, *self.runner.tasks.notes, *self.model.notes],
             "seconds": round(self.answers.spent, 1),
             **methods_tried(),
             "versions": {name: version(name) for name in ("prunelens", "torch", "transformers")},

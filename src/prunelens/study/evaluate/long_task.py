@@ -82,7 +82,7 @@ class LongTexts:
         missing = [place for place, known in stored.items() if known is None]
         written = self._written(plan, [asked[place] for place in missing], label) if missing else []
         found = {place: [_read(one) for one in known] for place, known in stored.items() if known is not None}
-        if self._kept is not None:
+        if self._kept is not None and plan == self._tasks.long_plan:
             self._kept.num_items += len(found)
         for number, place in enumerate(missing):
             texts = written[number * plan.per_prompt : (number + 1) * plan.per_prompt]
