@@ -32,11 +32,18 @@ class Lens:
         norm = self.model.anatomy.final_norm
         return stream if self.name == "raw" or norm is None else self.model.network.get_submodule(norm)(stream)
 
+    def _weights(self) -> dict[str, Tensor]:
+        """What it may read: all that is outside the blocks, but for the norm that `raw` leaves out."""
+        anatomy = self.model.anatomy
+        left_out = [block.name for block in anatomy.blocks] + ([anatomy.final_norm] if self.name == "raw" else [])
+        prefixes = tuple(f"{name}." for name in left_out if name is not None)
+        return {name: own for name, own in self.model.network.named_parameters() if not name.startswith(prefixes)}
+
     def equals(self, other: "Lens") -> bool:
         """Whether both read the same: equal weights outside the blocks, and the same logits of a random state."""
         if self.model is other.model:
             return True
-        own, others = (_outside_blocks(lens.model) for lens in (self, other))
+        own, others = (lens._weights() for lens in (self, other))
         if own.keys() != others.keys() or not all(same_numbers(own[name], others[name]) for name in own):
             return False
         state = torch.randn(1, other.model.anatomy.hidden_size, generator=torch.Generator().manual_seed(0))
@@ -46,11 +53,6 @@ class Lens:
             )
         gap = (left.cpu() - right.cpu()).abs().max()
         return bool(gap <= 1e-3 * right.abs().max().cpu())  # another scale or cap differs by more
-
-
-def _outside_blocks(model: Model) -> dict[str, Tensor]:
-    prefixes = tuple(f"{block.name}." for block in model.anatomy.blocks)
-    return {name: weight for name, weight in model.network.named_parameters() if not name.startswith(prefixes)}
 
 
 @dataclass(frozen=True)
