@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from prunelens.report.figures import accumulation, attribution, curves, depth, generation, local, noise, options, points
-from prunelens.report.figures.drawing import COLOURS, MUTED, Figure
+from prunelens.report.figures.drawing import COLOURS, Figure
 from prunelens.report.pages import answer, details, draft
 from prunelens.report.pages.environment import THEME, environment
 from prunelens.report.pages.payload import KL_EDGES, Texts, script_json
@@ -99,7 +99,10 @@ def _anchor_rows(run: Run) -> list[AnswerRow]:
     """The dense model with rounded weights, below the compressed models: a scale for them (A2)."""
     return [
         AnswerRow(
-            f"dense in {found['anchor']}", MUTED, answer.anchor_cells(found), answer.anchor_cells(found, answer.MORE)
+            f"dense in {found['anchor']}",
+            "var(--muted)",
+            answer.anchor_cells(found),
+            answer.anchor_cells(found, answer.MORE),
         )
         for found in run.info.get("anchors", [])
         if not found.get("reason")
