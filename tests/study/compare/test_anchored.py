@@ -126,6 +126,9 @@ def test_rows_and_curves_of_anchors_are_shown(case: tuple[Model, Comparison], ca
     shown = capsys.readouterr().out
     assert "dense in bfloat16" in shown
     assert "dense in int8" in shown
+    assert "Dense in bfloat16, int8: its own weights rounded" in shown
+    print_result(found.tables, found.info | {"anchors": []})
+    assert "weights rounded" not in capsys.readouterr().out
     page = render_page(Run(found.tables, found.info))
     for kind in ("bfloat16", "int8"):
         assert page.count(f"dense in {kind}") >= 3  # the answer, more numbers, the curve

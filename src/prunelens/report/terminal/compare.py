@@ -44,13 +44,19 @@ def print_result(
         full: every number of the run too.
     """
     screen = console()
-    screen.print(_title(info), answer_table(info), Text(EXPLAINED, style="dim"), sep="\n")
+    screen.print(_title(info), answer_table(info), Text(_explained(info), style="dim"), sep="\n")
     for line in _expected(info):
         screen.print(Text(line))
     screen.print(_diverging(tables, info))
     if full:
         print_full(info)
     closing(screen, page, remarks(info), seconds, following)
+
+
+def _explained(info: dict[str, Any]) -> str:
+    """What the columns mean, and the rows of anchors where there are any."""
+    kinds = [found["anchor"] for found in info.get("anchors", []) if "reason" not in found]
+    return EXPLAINED + (SCALE.format(", ".join(kinds)) if kinds else "")
 
 
 def _expected(info: dict[str, Any]) -> list[str]:
@@ -102,8 +108,8 @@ def _title(info: dict[str, Any]) -> Text:
 EXPLAINED = """\
 KL: nats per token. S(8): both models sample the same 8 tokens. Faithful: tokens
 until half of the sampled texts have diverged. [95 % intervals over prompts]
-Dense in bfloat16, int8: its own weights rounded, for scale.
 """
+SCALE = "Dense in {}: its own weights rounded, for scale.\n"
 
 
 def _count(number: int, noun: str) -> str:
@@ -202,6 +208,8 @@ def _cut(text: str, limit: int) -> str:
 def remarks(info: dict[str, Any]) -> list[str]:
     """What a reader should be warned of."""
     found = [printable(note) for note in info["notes"]]
+    reasons = [one for one in info.get("anchors", []) if "reason" in one]
+    found += [f"no anchor {one['anchor']}: {printable(one['reason'])}" for one in reasons]
     for record in info["summary"]:
         check, name = record["greedy_check"], printable(record["compressed"])
         for cases, said in (
