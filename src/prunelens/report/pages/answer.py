@@ -180,7 +180,7 @@ ANCHORED = ("KL mean, nats", "Same top-1", "S(8)", "Faithful length, tokens", "S
 
 def anchor_cells(record: Record, columns: Sequence[Column] = COLUMNS) -> list[Cell]:
     """The row of one anchor (A2)."""
-    return [column.cell(record) if column.title in ANCHORED else Cell("") for column in columns]
+    return [column.cell(record) if column.title in ANCHORED else Cell(DASH) for column in columns]
 
 
 def sentence(record: Record, temperature: float) -> str:
